@@ -1,0 +1,119 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Command line of the lab."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+
+from . import cluster, host
+from .model import DEFAULT_COMPUTE, MAX_COMPUTE, Lab, LabError, check_name, existing, recorded_compute
+from .system import locked
+
+NEEDED = ("ip", "nsenter", "unshare", "tini", "sshd", "ssh-keygen", "nc")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lab.py", description="A cluster of namespaces on this machine. Needs root."
+    )
+    parser.add_argument(
+        "--name", default=os.environ.get("LAB_NAME", "lab"), help="which lab (LAB_NAME; default: %(default)s)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="make the lab, or repair it")
+    up.add_argument(
+        "--compute", type=int, metavar="N", help=f"number of compute hosts (default {DEFAULT_COMPUTE})"
+    )
+    down = commands.add_parser("down", help="remove the lab and everything in it")
+    status = commands.add_parser("status", help="show the lab; exit status 0 if it is up, 3 if not")
+    for each in (up, down, status):
+        each.add_argument("--json", action="store_true", help="answer in JSON on stdout")
+    execute = commands.add_parser(
+        "exec", help="run a command on a host, as root", usage="lab.py exec HOST -- CMD..."
+    )
+    execute.add_argument("host", metavar="HOST")
+    execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD")
+    return parser
+
+
+def _check_machine() -> None:
+    if os.geteuid() != 0:
+        raise LabError("a lab needs root: it makes namespaces, links and mounts")
+    missing = [
+        program for program in NEEDED if not shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin")
+    ]
+    if missing:
+        raise LabError(f"not installed: {', '.join(missing)}; run lab/bootstrap.sh")
+
+
+def _wanted_compute(arguments: argparse.Namespace) -> int:
+    recorded = recorded_compute(arguments.name)
+    wanted = arguments.compute if arguments.compute is not None else recorded or DEFAULT_COMPUTE
+    if not 1 <= wanted <= MAX_COMPUTE:
+        raise LabError(f"--compute {wanted}: must be from 1 to {MAX_COMPUTE}")
+    return int(wanted)
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    wanted = Lab(arguments.name, _wanted_compute(arguments))
+    with locked(wanted.lock):
+        changed = cluster.up(wanted)
+    if arguments.json:
+        print(json.dumps({"changed": changed, "inventory": str(wanted.inventory)}))
+    else:
+        print(
+            f"lab {wanted.name!r} is up{'' if changed else ' (nothing to do)'}; inventory: {wanted.inventory}"
+        )
+    return 0
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    lab = Lab(arguments.name, 0)
+    with locked(lab.lock):
+        changed = cluster.down(lab)
+    if arguments.json:
+        print(json.dumps({"changed": changed}))
+    else:
+        print(f"lab {lab.name!r} is gone{'' if changed else ' (nothing to do)'}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    compute = recorded_compute(arguments.name)
+    found = cluster.status(Lab(arguments.name, compute or 0), exists=compute is not None)
+    if arguments.json:
+        print(found.as_json())
+    else:
+        print(f"lab {found.name!r}: {found.state}; inventory: {found.inventory}")
+        for each in found.hosts:
+            memory = "" if each.memory_bytes is None else f"{each.memory_bytes / 2**20:6.0f} MiB"
+            state = f"init {each.pid}" if each.up else "not up"
+            print(f"  {each.name:8} {each.address:12} {state:14} {each.processes:4} processes {memory}")
+    return 0 if found.state == "up" else 3
+
+
+def _exec(arguments: argparse.Namespace) -> int:
+    argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+    host.execute(existing(arguments.name).host_named(arguments.host), argv or ["bash"])
+    raise AssertionError("execute does not return")
+
+
+COMMANDS = {"up": _up, "down": _down, "status": _status, "exec": _exec}
+
+
+def main() -> int:
+    """Run the command line; the exit status is 1 for an error of the lab."""
+    arguments = _parser().parse_args()
+    try:
+        check_name(arguments.name)
+        _check_machine()
+        return COMMANDS[arguments.command](arguments)
+    except LabError as error:
+        print(f"lab.py: {error}", file=sys.stderr)
+        return 1

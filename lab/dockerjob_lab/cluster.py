@@ -1,0 +1,188 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A whole lab: up, down and its state. Each step looks before it acts, so all may be repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import cgroups, host, inventory, network, root
+from .model import STATE_ROOT, Lab, LabError, LabHost
+from .system import progress, run, wait_until, write_if_changed
+
+SHARED = {"home": 0o755, "scratch": 0o755, "share": 0o755, "cp": 0o700}
+"""Directories of the lab's state: those that all hosts share, and the ssh control sockets."""
+
+
+@dataclass(frozen=True)
+class HostStatus:
+    """One host as ``status`` shows it."""
+
+    name: str
+    address: str
+    up: bool
+    pid: int | None
+    netns: str
+    cgroup: str
+    processes: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """The lab as ``status`` shows it."""
+
+    name: str
+    state: str
+    state_directory: str
+    inventory: str
+    hosts: tuple[HostStatus, ...]
+
+    def as_json(self) -> str:
+        """The same for programs."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def up(lab: Lab) -> bool:
+    """Make *lab* whole; True if anything was missing."""
+    changed = _ensure_state(lab)
+    changed = _remove_surplus(lab) or changed
+    changed = network.ensure_switch(lab) or changed
+    links = network.switch_links(lab)
+    started = []
+    for each in lab.hosts:
+        changed = network.ensure_host(lab, each, links) or changed
+        changed = cgroups.create(each.cgroup) or changed
+        if host.init_pid(each) is None:
+            progress(f"starting {each.name} ({each.address})")
+            host.stop(each)
+            host.start(lab, each)
+            started.append(each)
+    for each in started:
+        host.wait_ready(each)
+    for each in lab.hosts:
+        changed = host.refresh_hosts_file(lab, each) or changed
+    return _write_outputs(lab) or changed or bool(started)
+
+
+def _ensure_state(lab: Lab) -> bool:
+    if lab.state.exists() and not lab.record.exists() and any(lab.state.iterdir()):
+        raise LabError(f"{lab.state} exists and is no lab's; choose another name")
+    changed = not lab.state.exists()
+    lab.state.mkdir(parents=True, exist_ok=True)
+    # The record comes first: from here on a half-made lab is known to be one.
+    changed = (
+        write_if_changed(lab.record, json.dumps({"name": lab.name, "compute": lab.compute}) + "\n") or changed
+    )
+    for name, mode in SHARED.items():
+        directory = lab.state / name
+        if not directory.is_dir():
+            directory.mkdir()
+            directory.chmod(mode)
+    if not lab.key.with_suffix(".pub").exists():
+        lab.key.unlink(missing_ok=True)
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab-{lab.name}", "-f", str(lab.key)])
+    return changed
+
+
+def _remove_surplus(lab: Lab) -> bool:
+    """Remove hosts above the wanted number, left from when the lab was larger."""
+    changed = False
+    for name in sorted(name for name in _known_host_names(lab) if name not in {h.name for h in lab.hosts}):
+        progress(f"removing {name}")
+        changed = host.remove(lab.host(int(name.removeprefix("node")))) or changed
+    return changed
+
+
+def _known_host_names(lab: Lab) -> set[str]:
+    """Names of all hosts of which anything is there."""
+    names = {name.removeprefix(lab.netns_prefix) for name in network.namespaces(lab)} - {"sw"}
+    for hierarchy in cgroups.hierarchies():
+        group = hierarchy / lab.cgroup.strip("/")
+        if group.is_dir():
+            names |= {entry.name for entry in os.scandir(group) if entry.is_dir()}
+    if lab.state.is_dir():
+        names |= {entry.name for entry in os.scandir(lab.state) if (Path(entry.path) / "upper").is_dir()}
+    return {name for name in names if name == "head" or (name[:4] == "node" and name[4:].isdigit())}
+
+
+def _write_outputs(lab: Lab) -> bool:
+    lines = [f"{each.name},{each.address} {root.host_key(each)}" for each in lab.hosts]
+    changed = write_if_changed(lab.known_hosts, "\n".join(lines) + "\n")
+    return write_if_changed(lab.inventory, inventory.text(lab)) or changed
+
+
+def down(lab: Lab) -> bool:
+    """Remove everything of *lab*, whatever of it there is; True if there was anything."""
+    changed = False
+    for name in sorted(_known_host_names(lab)):
+        progress(f"removing {name}")
+        changed = host.remove(lab.host(0 if name == "head" else int(name.removeprefix("node")))) or changed
+    changed = cgroups.kill_all(lab.cgroup) or changed
+    changed = cgroups.remove(lab.cgroup) or changed
+    for namespace in sorted(network.namespaces(lab)):
+        cgroups.kill(network.processes(namespace))
+        network.delete(namespace)
+        changed = True
+    return _remove_files(lab) or changed
+
+
+def _remove_files(lab: Lab) -> bool:
+    changed = False
+    if lab.record.exists() or (lab.state.is_dir() and not any(lab.state.iterdir())):
+        _release_mounts(lab.state)
+        # The record goes last, so that an interrupted down still knows the directory as its own.
+        for entry in sorted(lab.state.iterdir(), key=lambda path: path == lab.record):
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        lab.state.rmdir()
+        changed = True
+        if not any(STATE_ROOT.iterdir()):
+            STATE_ROOT.rmdir()
+    if lab.output.is_dir():
+        shutil.rmtree(lab.output)
+        changed = True
+        if not any(lab.output.parent.iterdir()):
+            lab.output.parent.rmdir()
+    return changed
+
+
+def _mounts_below(directory: Path) -> list[str]:
+    mounts = (line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return sorted((mount for mount in mounts if mount.startswith(f"{directory}/")), reverse=True)
+
+
+def _release_mounts(directory: Path) -> None:
+    """Unmount what is mounted below *directory*, before anything in it is deleted."""
+    for mount in _mounts_below(directory):
+        run(["umount", mount])
+    if not wait_until(lambda: not _mounts_below(directory), 5):
+        raise LabError(f"still mounted below {directory}: {_mounts_below(directory)}")
+
+
+def _host_status(each: LabHost) -> HostStatus:
+    pid = host.init_pid(each)
+    return HostStatus(
+        name=each.name,
+        address=each.address,
+        up=pid is not None,
+        pid=pid,
+        netns=each.netns,
+        cgroup=each.cgroup,
+        processes=len(cgroups.processes(each.cgroup)),
+        memory_bytes=cgroups.memory_bytes(each.cgroup),
+    )
+
+
+def status(lab: Lab, *, exists: bool) -> Status:
+    """How *lab* is: ``up``, ``down``, or ``partial``, which ``up`` repairs and ``down`` removes."""
+    hosts = tuple(_host_status(each) for each in lab.hosts) if exists else ()
+    if not exists:
+        state = "partial" if _known_host_names(lab) or network.namespaces(lab) else "down"
+    else:
+        state = "up" if all(each.up for each in hosts) and lab.inventory.exists() else "partial"
+    return Status(lab.name, state, str(lab.state), str(lab.inventory), hosts)

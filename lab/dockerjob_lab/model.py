@@ -1,0 +1,173 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a lab is: its hosts, and every name and path that belongs to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+STATE_ROOT = Path("/var/lib/dockerjob-lab")
+LOCK_ROOT = Path("/run/lock")
+NETNS_ROOT = Path("/run/netns")
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")
+HEAD = "head"
+DEFAULT_COMPUTE = 3
+MAX_COMPUTE = 200
+"""Each lab has a /24 of its own for management; see :func:`LabHost.address`."""
+
+
+class LabError(Exception):
+    """Something in the lab is wrong; the message says what, where and what to do."""
+
+
+@dataclass(frozen=True)
+class LabHost:
+    """One host of a lab: a set of namespaces with an sshd."""
+
+    lab: str
+    name: str
+    index: int
+    state: Path
+
+    @property
+    def address(self) -> str:
+        """Management address; the same in every lab, since no lab sees another."""
+        return f"10.77.0.{self.index + 1}"
+
+    @property
+    def netns(self) -> str:
+        """Name of the host's network namespace in ``/run/netns``."""
+        return f"dj-{self.lab}-{self.name}"
+
+    @property
+    def cgroup(self) -> str:
+        """Path, in every cgroup hierarchy, below which all processes of the host are."""
+        return f"/dockerjob-{self.lab}/{self.name}"
+
+    @property
+    def upper(self) -> Path:
+        """Upper directory of the root overlay: what differs from the machine's root."""
+        return self.state / "upper"
+
+    @property
+    def ready_file(self) -> Path:
+        """File with the pid of the host's init, empty until its sshd listens."""
+        return self.state / "init.pid"
+
+    @property
+    def console(self) -> Path:
+        """Output of the host's start."""
+        return self.state / "console.log"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab by name; several can be up at the same time."""
+
+    name: str
+    compute: int
+
+    @cached_property
+    def hosts(self) -> tuple[LabHost, ...]:
+        """The head, then the compute hosts."""
+        return tuple(self.host(index) for index in range(self.compute + 1))
+
+    def host(self, index: int) -> LabHost:
+        """Host *index*; 0 is the head."""
+        name = f"node{index}" if index else HEAD
+        return LabHost(self.name, name, index, self.state / name)
+
+    def host_named(self, name: str) -> LabHost:
+        """The host called *name*, or :class:`LabError`."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise LabError(
+            f"lab {self.name!r} has no host {name!r}; it has {', '.join(h.name for h in self.hosts)}"
+        )
+
+    @property
+    def state(self) -> Path:
+        """Directory with everything that the lab keeps on disk."""
+        return STATE_ROOT / self.name
+
+    @property
+    def record(self) -> Path:
+        """File that marks :attr:`state` as a lab's and holds its size."""
+        return self.state / "lab.json"
+
+    @property
+    def lock(self) -> Path:
+        """File locked while ``up`` or ``down`` runs."""
+        return LOCK_ROOT / f"dockerjob-lab.{self.name}.lock"
+
+    @property
+    def switch(self) -> str:
+        """Network namespace with the lab's bridges."""
+        return f"dj-{self.name}-sw"
+
+    @property
+    def netns_prefix(self) -> str:
+        """What the names of all network namespaces of this lab begin with."""
+        return f"dj-{self.name}-"
+
+    @property
+    def cgroup(self) -> str:
+        """Parent of the hosts' cgroups."""
+        return f"/dockerjob-{self.name}"
+
+    @property
+    def key(self) -> Path:
+        """Private ssh key that opens root's account on every host."""
+        return self.state / "id_ed25519"
+
+    @property
+    def known_hosts(self) -> Path:
+        """Host keys of the lab's hosts."""
+        return self.state / "known_hosts"
+
+    @property
+    def output(self) -> Path:
+        """Directory in the checkout for what people use: the inventory."""
+        return REPOSITORY / ".lab" / self.name
+
+    @property
+    def inventory(self) -> Path:
+        """The Ansible inventory of the lab."""
+        return self.output / "inventory.yml"
+
+
+def check_name(name: str) -> str:
+    """Return *name* if a lab can be called so, else raise :class:`LabError`."""
+    if not NAME.fullmatch(name):
+        raise LabError(
+            f"{name!r} is no name for a lab: use a-z, 0-9 and -, beginning with a letter, at most 20"
+        )
+    return name
+
+
+def recorded_compute(name: str) -> int | None:
+    """Number of compute hosts of an existing lab, or None if there is no such lab."""
+    try:
+        record = json.loads(Lab(name, 0).record.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise LabError(
+            f"{Lab(name, 0).record} is damaged ({error}); run: lab.py --name {name} down"
+        ) from error
+    return int(record["compute"])
+
+
+def existing(name: str) -> Lab:
+    """The lab *name* as it was set up, or :class:`LabError` if it is not there."""
+    compute = recorded_compute(check_name(name))
+    if compute is None:
+        raise LabError(f"there is no lab {name!r}; run: lab.py --name {name} up")
+    return Lab(name, compute)

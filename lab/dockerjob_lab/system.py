@@ -1,0 +1,89 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running programs, waiting, locking: the little that all parts of the lab share."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .model import LabError
+
+CLEAN_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+}
+"""What a host's first process gets: nothing of the caller's own."""
+
+
+def progress(text: str) -> None:
+    """Tell on stderr what is being done."""
+    print(f"==> {text}", file=sys.stderr, flush=True)
+
+
+def run(argv: Sequence[str], *, text: str = "", timeout: float = 60) -> str:
+    """Run *argv* with *text* on stdin and return its stdout; raise :class:`LabError` if it fails."""
+    try:
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=timeout, check=False)
+    except FileNotFoundError as error:
+        raise LabError(f"{argv[0]} is not installed; run lab/bootstrap.sh") from error
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"{' '.join(argv)}: no end within {timeout:g} s") from error
+    if done.returncode:
+        raise LabError(
+            f"{' '.join(argv)}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
+        )
+    return done.stdout
+
+
+def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
+    """Poll *condition* until it holds; False if it doesn't within *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def write_if_changed(path: Path, text: str, mode: int = 0o644) -> bool:
+    """Let *path* hold *text*; True if it did not before."""
+    try:
+        if path.read_text() == text:
+            return False
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on *path*, and remove the file at the end.
+
+    Since the file goes away, whoever got the lock checks that the name still leads to
+    the file it locked.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
