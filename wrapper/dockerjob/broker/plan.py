@@ -1,0 +1,214 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What each host is told: the node's container, its files and its place in the network.
+
+Everything here is built from the site's configuration and proven facts.  The user's own
+text (COMMAND, JOBDIR, variables) goes into files that are base64 on the way, so that no
+template, shell or Docker option ever sees it.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+from dockerjob_agent.ssh import ssh_config
+from dockerjob_core import names
+from dockerjob_core.allocation import HostSlots
+from dockerjob_core.errors import PolicyError, RequestError
+from dockerjob_core.ipam import JobNetwork
+from netaddr import IPNetwork
+
+from ..config import Application, Config
+from ..request import JobRequest
+from .certificates import ClientCertificate
+from .identity import Identity
+
+_MOUNTED_OVER = (
+    ("rw/hosts", "/etc/hosts"),
+    ("ro/passwd", "/etc/passwd"),
+    ("ro/group", "/etc/group"),
+    ("ro/ssh_config", "/etc/ssh/ssh_config"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class JobPlan:
+    """Everything known of a job before a host is asked to do anything.
+
+    ``lease`` is the id of the job's etcd lease, ``deadline`` the end of the wall-clock in
+    seconds since the epoch.
+    """
+
+    config: Config
+    identity: Identity
+    request: JobRequest
+    application: Application
+    network: JobNetwork
+    lease: int
+    deadline: float
+    certificate: ClientCertificate
+
+    @property
+    def job_id(self) -> str:
+        """The job id of the allocation."""
+        return self.request.allocation.job_id
+
+    def host_specs(self) -> dict[str, dict[str, Any]]:
+        """Return, per host name, the ``spec`` option of the module ``job_node``."""
+        nodes = self._nodes()
+        return {
+            host.name: self._host_spec(index, nodes)
+            for index, host in enumerate(self.request.allocation.hosts)
+        }
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        subnet = IPNetwork(str(self.network.subnet))
+        hosts = self.request.allocation.hosts
+        if len(hosts) > subnet.size - 2:
+            raise PolicyError(f"{len(hosts)} hosts don't fit the job network {subnet}; see network.prefix_length")
+        return [self._node(index, host, str(subnet[index + 1])) for index, host in enumerate(hosts)]
+
+    def _node(self, index: int, host: HostSlots, address: str) -> dict[str, Any]:
+        return {
+            "name": names.node_name(self.job_id, index),
+            "host": host.name,
+            "slots": host.slots,
+            "address": address,
+        }
+
+    def _host_spec(self, index: int, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+        network, container = self.config.network, self.config.container
+        prefix_length = IPNetwork(str(self.network.subnet)).prefixlen
+        return {
+            "node_index": index,
+            "image": self.application.image,
+            "uid": self.identity.uid,
+            "gid": self.identity.gid,
+            "groups": list(self.identity.groups),
+            "hostname": nodes[index]["name"],
+            "env": {},
+            "mounts": [
+                {
+                    "source": mount.path,
+                    "target": mount.path,
+                    "read_only": mount.read_only,
+                    "propagation": mount.propagation,
+                }
+                for mount in self.config.mounts
+            ],
+            "files": self._files(index, nodes, prefix_length),
+            "overlays": [{"file": file, "target": target} for file, target in _MOUNTED_OVER],
+            "interface": network.interface,
+            "address": f"{nodes[index]['address']}/{prefix_length}",
+            "vlan": self.network.vlan,
+            "mtu": network.mtu,
+            "limits": {
+                "shm_size": container.shm_size,
+                "pids": container.pids,
+                "ulimits": [ulimit.model_dump() for ulimit in container.ulimits],
+            },
+            "seccomp_profile": container.seccomp_profile,
+            "devices": list(container.devices),
+        }
+
+    def _files(self, index: int, nodes: list[dict[str, Any]], prefix_length: int) -> list[dict[str, Any]]:
+        spec = {
+            "job_id": self.job_id,
+            "node_index": index,
+            "nodes": nodes,
+            "interface": self.config.network.interface,
+            "prefix_length": prefix_length,
+            "jobdir": self.request.jobdir,
+            "hostfile": self.request.hostfile or self.application.hostfile,
+            "shell": self.identity.shell,
+            "lease_id": self.lease,
+            "deadline": self.deadline,
+            "discovery_timeout": self.config.limits.discovery_timeout,
+            "ssh_port": 2222,
+            "verbose": self.request.verbose,
+            "etcd": {"socket": names.RELAY_SOCKET, "server_name": self.config.etcd.server_name},
+        }
+        ca = PurePosixPath(self.config.etcd.ca)
+        return [
+            _file("spec.json", json.dumps(spec).encode()),
+            _file("command", self.request.command),
+            _file("environment.json", json.dumps(self._environment()).encode()),
+            _file("passwd", self.identity.passwd(self.home).encode()),
+            _file("group", self.identity.group().encode()),
+            _file("ssh_config", ssh_config(names.CONTAINER_WRITABLE).encode()),
+            _file("ca.pem", _read(ca)),
+            _file("cert.pem", self.certificate.cert),
+            _file("key.pem", self.certificate.key, mode="0400", owner="user"),
+        ]
+
+    @property
+    def home(self) -> str:
+        """HOME in the containers: the user's own where it is mounted, else JOBDIR."""
+        return self.identity.home if self.is_mounted(self.identity.home) else self.request.jobdir
+
+    def is_mounted(self, path: str) -> bool:
+        """Tell whether *path* lies on a file system that the containers see."""
+        return is_mounted(self.config, path)
+
+    def _environment(self) -> dict[str, str]:
+        allocation = self.request.allocation
+        return {
+            **self.request.environment,
+            "HOME": self.home,
+            "USER": self.identity.name,
+            "LOGNAME": self.identity.name,
+            "SHELL": self.identity.shell,
+            "LSB_JOBID": str(allocation.number),
+            "LSB_JOBINDEX": str(allocation.array_index),
+            "LSB_DJOB_NUMPROC": str(allocation.slots),
+            "DOCKERJOB_JOB": self.job_id,
+            "JOBDIR": self.request.jobdir,
+        }
+
+
+def is_mounted(config: Config, path: str) -> bool:
+    """Tell whether *path* is a mounted path or lies under one."""
+    return any(PurePosixPath(path).is_relative_to(mount.path) for mount in config.mounts)
+
+
+def choose_application(config: Config, name: str) -> Application:
+    """Look up APPLICATION in the catalogue.
+
+    Raises:
+        RequestError: it isn't there; the message names what is.
+    """
+    application = config.applications.get(name)
+    if application is None:
+        known = ", ".join(sorted(config.applications)) or "none"
+        raise RequestError(f"APPLICATION={name} is not known here; there is: {known}")
+    return application
+
+
+def check_placement(config: Config, request: JobRequest) -> None:
+    """Check that every host is the cluster's and that the containers will see JOBDIR.
+
+    Raises:
+        PolicyError: a host is not in the cluster, or JOBDIR is on no mounted path.
+    """
+    strangers = [host.name for host in request.allocation.hosts if host.name not in config.hosts]
+    if strangers:
+        raise PolicyError(
+            f"host {', '.join(strangers)} is not in this cluster; its administrator adds it with cluster_setup.yml"
+        )
+    if not is_mounted(config, request.jobdir):
+        roots = ", ".join(mount.path for mount in config.mounts)
+        raise PolicyError(f"JOBDIR={request.jobdir} is on no file system that the containers see ({roots})")
+
+
+def _file(name: str, content: bytes, mode: str = "0444", owner: str = "root") -> dict[str, Any]:
+    return {"name": name, "content_b64": base64.b64encode(content).decode(), "mode": mode, "owner": owner}
+
+
+def _read(path: PurePosixPath) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()

@@ -1,0 +1,139 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What passes between the wrapper (the user) and the broker (the service account).
+
+The wrapper writes one JSON line, the request, to the broker's standard input, and then
+one line per signal it gets.  The end of that stream means that the wrapper is gone.
+Everything in a request is a claim.  This module is imported by the wrapper, which has to
+start fast, so it has no dependency but the standard library; the broker validates.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from dockerjob_core.allocation import Allocation, merge_hosts
+from dockerjob_core.errors import RequestError
+
+MAX_COMMAND = 128 * 1024
+MAX_REQUEST = 1024 * 1024
+MAX_WALL_CLOCK = 366 * 24 * 3600
+_VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_APPLICATION = re.compile(r"[a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?")
+
+
+@dataclasses.dataclass(frozen=True)
+class JobRequest:
+    """One job, as its user asked for it.
+
+    Attributes:
+        allocation: the hosts that the batch system is said to have given.
+        application: name of the application image, ``openfoam:1912``.
+        command: COMMAND, byte for byte.
+        jobdir: absolute path of the directory COMMAND runs in.
+        hostfile: where to write a hostfile as well, relative to *jobdir*, or None.
+        environment: variables for COMMAND.
+        wall_clock: seconds the job may run, or None for the site's default.
+        verbose: show the agents' log lines too.
+    """
+
+    allocation: Allocation
+    application: str
+    command: bytes
+    jobdir: str
+    hostfile: str | None = None
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    wall_clock: int | None = None
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be a job, one clear line each."""
+        if not _APPLICATION.fullmatch(self.application):
+            raise RequestError(f"APPLICATION={self.application!r} is no image name; expected NAME or NAME:TAG")
+        if not self.command.strip():
+            raise RequestError("COMMAND is empty; set it to what node 0 shall run")
+        if len(self.command) > MAX_COMMAND or b"\0" in self.command:
+            raise RequestError(f"COMMAND is longer than {MAX_COMMAND} bytes or holds a NUL")
+        _check_path("JOBDIR", self.jobdir, absolute=True)
+        if self.hostfile is not None:
+            _check_path("HOSTFILE", self.hostfile, absolute=False)
+        for name in self.environment:
+            if not _VARIABLE_NAME.fullmatch(name) or "\0" in self.environment[name]:
+                raise RequestError(f"{name!r} can't be an environment variable")
+        if self.wall_clock is not None and not 0 < self.wall_clock <= MAX_WALL_CLOCK:
+            raise RequestError(f"WALLCLOCK of {self.wall_clock} s is not between 1 s and a year")
+
+    def to_json(self) -> bytes:
+        """Return the request as one line of JSON."""
+        allocation = dataclasses.asdict(self.allocation)
+        allocation["hosts"] = [[host.name, host.slots] for host in self.allocation.hosts]
+        document = {
+            "allocation": allocation,
+            "application": self.application,
+            "command": base64.b64encode(self.command).decode(),
+            "jobdir": self.jobdir,
+            "hostfile": self.hostfile,
+            "environment": dict(self.environment),
+            "wall_clock": self.wall_clock,
+            "verbose": self.verbose,
+        }
+        return json.dumps(document).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, line: bytes) -> JobRequest:
+        """Parse what :meth:`to_json` made; nothing in it is trusted to have the right form.
+
+        Raises:
+            RequestError: it is not such a document.
+        """
+        try:
+            document = json.loads(line)
+            claim = document.pop("allocation")
+            pairs = [(_typed(name, str), _typed(slots, int)) for name, slots in claim.pop("hosts")]
+            allocation = Allocation(
+                scheduler=_typed(claim.pop("scheduler"), str),
+                number=_typed(claim.pop("number"), int),
+                array_index=_typed(claim.pop("array_index"), int),
+                hosts=merge_hosts(pairs, "the request"),
+                name=_typed(claim.pop("name"), str),
+            )
+            # Raises ValueError for numbers that can't be a job's.
+            _ = allocation.job_id
+            return cls(
+                allocation=allocation,
+                application=_typed(document.pop("application"), str),
+                command=base64.b64decode(_typed(document.pop("command"), str), validate=True),
+                jobdir=_typed(document.pop("jobdir"), str),
+                hostfile=_typed(document.pop("hostfile"), str, type(None)),
+                environment={
+                    _typed(name, str): _typed(value, str) for name, value in document.pop("environment").items()
+                },
+                wall_clock=_typed(document.pop("wall_clock"), int, type(None)),
+                verbose=_typed(document.pop("verbose"), bool),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RequestError(f"the request to the broker is malformed: {error}") from error
+
+
+def _typed(value: Any, *types: type) -> Any:
+    # bool is a kind of int in Python, but not in a request.
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise TypeError(f"{value!r} is no {types[0].__name__}")
+    return value
+
+
+def _check_path(variable: str, path: str, *, absolute: bool) -> None:
+    pure = PurePosixPath(path)
+    if not path or "\0" in path or len(path) > 4096 or pure.is_absolute() != absolute or ".." in pure.parts:
+        kind = "an absolute path" if absolute else "a path relative to JOBDIR"
+        raise RequestError(f"{variable}={path!r} is not {kind} without '..'")
+    if os.fsencode(path).decode("utf-8", "replace") != path:
+        raise RequestError(f"{variable}={path!r} is not valid UTF-8")

@@ -1,0 +1,177 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``hpc_submit_dockerjob``: the last line of a submit script.
+
+It imports nothing but the standard library and the allocation parser: its start-up time
+is part of every job.  Standard output and error go straight from COMMAND to the batch
+system's files; nothing is copied on the way here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from dockerjob_core.errors import DockerjobError, RequestError
+
+from ..request import JobRequest
+from ..schedulers import read_allocation
+
+SUDO = "/usr/bin/sudo"
+SERVICE_ACCOUNT = "dockerjob"
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+HELP = """\
+Run COMMAND in Docker containers, one on each host of this batch job.
+
+Call it as the last line of a submit script, with these variables exported:
+
+  APPLICATION   image to run in, e.g. openfoam:1912
+  COMMAND       what node 0 runs, e.g. "mpirun simpleFoam -parallel"
+  JOBDIR        directory it runs in, on a file system that all hosts share
+
+and, if you like:
+
+  HOSTFILE      also write a hostfile here, relative to JOBDIR (e.g. system/machines)
+  WALLCLOCK     [hours:]minutes after which the job ends, at most the site's limit
+  DOCKERJOB_ENVIRONMENT  names of further variables to pass to COMMAND
+  DOCKERJOB_VERBOSE=1    show how the containers find each other, too
+
+The hosts and slots come from the batch system (LSF: LSB_MCPU_HOSTS, LSB_DJOB_HOSTFILE,
+LSB_HOSTS).  MPI finds them without any flag; 'ssh <node>' works between the containers.
+
+Exit status: that of COMMAND, 128+n if signal n ended it.  200..205: the request, the
+site's policy or configuration, discovery, or the wall-clock; 210..212: a host, etcd or
+the network pool, where another try may succeed.  See docs/exit-status.md.
+"""
+
+
+def main() -> None:
+    """Entry point of ``hpc_submit_dockerjob``."""
+    parser = argparse.ArgumentParser(
+        prog="hpc_submit_dockerjob", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="read and check the request, start nothing")
+    arguments = parser.parse_args()
+    try:
+        request = request_from_environment(os.environ)
+        if arguments.check:
+            print(f"job {request.allocation.job_id}: {request.application} on {describe_hosts(request)}")
+            sys.exit(0)
+        status = call_broker(request)
+    except DockerjobError as error:
+        print(f"hpc_submit_dockerjob: {error}", file=sys.stderr)
+        status = error.exit_status
+    sys.exit(status)
+
+
+def describe_hosts(request: JobRequest) -> str:
+    """Name the hosts of the request for people: ``node1 (2 slots), node2 (2 slots)``."""
+    return ", ".join(f"{host.name} ({host.slots} slots)" for host in request.allocation.hosts)
+
+
+def request_from_environment(environment: Mapping[str, str]) -> JobRequest:
+    """Build the request from the job's environment.
+
+    Raises:
+        RequestError: a variable is missing, empty or wrong; the message names it.
+    """
+    for variable, purpose in (
+        ("APPLICATION", "the image to run in, e.g. openfoam:1912"),
+        ("COMMAND", "what node 0 shall run"),
+        ("JOBDIR", "the directory COMMAND runs in"),
+    ):
+        if not environment.get(variable, "").strip():
+            raise RequestError(f"{variable} is not set; export it in the submit script: {purpose}")
+    passed = environment.get("DOCKERJOB_ENVIRONMENT", "").replace(",", " ").split()
+    missing = [name for name in passed if name not in environment]
+    if missing:
+        raise RequestError(f"DOCKERJOB_ENVIRONMENT names {missing[0]}, which is not set")
+    return JobRequest(
+        allocation=read_allocation(environment),
+        application=environment["APPLICATION"].strip(),
+        command=os.fsencode(environment["COMMAND"]),
+        jobdir=resolve_jobdir(environment["JOBDIR"]),
+        hostfile=environment.get("HOSTFILE") or None,
+        environment={name: environment[name] for name in ("OMP_NUM_THREADS", *passed) if name in environment},
+        wall_clock=parse_wall_clock(environment.get("WALLCLOCK", "")),
+        verbose=environment.get("DOCKERJOB_VERBOSE", "") not in ("", "0"),
+    )
+
+
+def resolve_jobdir(text: str) -> str:
+    """Return JOBDIR without symbolic links, after checking it with the user's own rights."""
+    if not os.path.isabs(text):
+        raise RequestError(f"JOBDIR={text!r} is not an absolute path")
+    try:
+        path = Path(text).resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RequestError(f"JOBDIR={text}: {reason}; create it on the shared file system first") from error
+    if not path.is_dir():
+        raise RequestError(f"JOBDIR={text} is not a directory")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise RequestError(f"JOBDIR={text}: you may not read it")
+    return str(path)
+
+
+def parse_wall_clock(text: str) -> int | None:
+    """Seconds of LSF's ``[hours:]minutes``; None for an empty text."""
+    if not text.strip():
+        return None
+    match = re.fullmatch(r"(?:([0-9]{1,4}):)?([0-9]{1,6})", text.strip())
+    if not match:
+        raise RequestError(f"WALLCLOCK={text!r} is not [hours:]minutes")
+    return (int(match[1] or 0) * 60 + int(match[2])) * 60
+
+
+def call_broker(request: JobRequest) -> int:
+    """Run the broker through sudo, pass signals on to it, and return its exit status.
+
+    The broker gets a session of its own: a signal to this process group reaches it once,
+    through us, and if we are killed it sees the end of its input and takes the job down.
+    """
+    broker = Path(sys.executable).parent / "dockerjob-broker"
+    argv = [SUDO, "-n", "-u", SERVICE_ACCOUNT, "--", str(broker)]
+    try:
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+    except OSError as error:
+        raise RequestError(f"can't start {SUDO}: {error.strerror}") from error
+    pipe = process.stdin
+    assert pipe is not None  # noqa: S101  # stdin=PIPE
+    _install_handlers(pipe)
+    _send(pipe, request.to_json())
+    return _exit_status(process.wait())
+
+
+def _install_handlers(pipe: IO[bytes]) -> None:
+    def forward(number: int, _frame: FrameType | None) -> None:
+        # One short write to a pipe: atomic, so the handler may run in the midst of anything.
+        _send(pipe, json.dumps({"signal": number}).encode() + b"\n")
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+
+
+def _send(pipe: IO[bytes], line: bytes) -> None:
+    view = memoryview(line)
+    try:
+        while view:
+            view = view[os.write(pipe.fileno(), view) :]
+    except BrokenPipeError:
+        # The broker has ended; its exit status, which we are about to read, says why.
+        return
+
+
+def _exit_status(code: int) -> int:
+    return 128 - code if code < 0 else code
