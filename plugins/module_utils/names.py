@@ -26,6 +26,9 @@ LABEL_JOB = "dockerjob.job"
 LABEL_NODE = "dockerjob.node"
 """Docker labels of a container: the mark that clean-up goes by."""
 
+LABEL_SPEC = "dockerjob.spec"
+"""Label with a digest of all a container was made from; a container with another one is replaced."""
+
 OVS_JOB = "dockerjob_job"
 OVS_CONTAINER = "container_id"
 OVS_INTERFACE = "container_iface"
@@ -99,11 +102,16 @@ def etcd_user(job_id: str) -> str:
     return f"job-{check_job_id(job_id)}"
 
 
-def host_job_directory(job_id: str) -> str:
+def host_job_directory(job_id: str, runtime_root: str = RUNTIME_ROOT) -> str:
     """Directory on a host with all files of the job; removed with the job."""
-    return f"{RUNTIME_ROOT}/jobs/{check_job_id(job_id)}"
+    return f"{runtime_root}/jobs/{check_job_id(job_id)}"
 
 
 def port_name(container: str) -> str:
     """Host side of a container's veth pair: stable, and within the kernel's 15 characters."""
     return "dj" + hashlib.sha256(container.encode()).hexdigest()[:12]
+
+
+def link_alias(job_id: str) -> str:
+    """Alias of the host side of a veth pair: the mark of a link that is in no bridge (any more)."""
+    return f"{LABEL_JOB}={check_job_id(job_id)}"
