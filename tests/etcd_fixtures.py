@@ -117,6 +117,7 @@ class EtcdServer:
             self.process = subprocess.Popen(
                 [
                     *("etcd", "--name", "test", "--data-dir", str(self.data), "--unsafe-no-fsync"),
+                    *("--heartbeat-interval", "20", "--election-timeout", "200"),
                     *("--listen-client-urls", url, "--advertise-client-urls", url),
                     *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
                     *("--initial-cluster", f"test={peer}", "--client-cert-auth"),
