@@ -48,3 +48,6 @@ fi
 
 mkdir -p .build/ansible_collections/hpc
 ln -sfn ../../.. .build/ansible_collections/hpc/dockerjob
+# For mypy: plugins/module_utils under the name that it is installed as.
+mkdir -p .build/python
+ln -sfn ../../plugins/module_utils .build/python/dockerjob_core

@@ -12,7 +12,8 @@ description:
   - Reads the allocation from the environment of the batch job it runs in and makes its hosts the group C(allocation),
     in the order of the job's nodes.
   - Each host gets C(dockerjob_slots) and C(dockerjob_node_index); the group gets C(dockerjob_job_id).
-  - Reads LSF's C(LSB_JOBID), C(LSB_JOBINDEX), C(LSB_MCPU_HOSTS), C(LSB_DJOB_HOSTFILE), C(LSB_HOSTS) and C(LSB_DJOB_NUMPROC).
+  - Reads LSF's C(LSB_JOBID), C(LSB_JOBINDEX), C(LSB_MCPU_HOSTS), C(LSB_DJOB_HOSTFILE), C(LSB_HOSTS)
+    and C(LSB_DJOB_NUMPROC).
 author:
   - the hpc.dockerjob authors
 options:

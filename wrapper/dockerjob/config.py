@@ -142,7 +142,9 @@ def load_config(path: Path = CONFIG_FILE) -> Config:
     try:
         document = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; apply playbooks/cluster_setup.yml to this host") from error
+        raise ConfigError(
+            f"{path}: {error.strerror}; apply playbooks/cluster_setup.yml to this host"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     try:

@@ -57,7 +57,9 @@ class JobRequest:
     def __post_init__(self) -> None:
         """Refuse what can't be a job, one clear line each."""
         if not _APPLICATION.fullmatch(self.application):
-            raise RequestError(f"APPLICATION={self.application!r} is no image name; expected NAME or NAME:TAG")
+            raise RequestError(
+                f"APPLICATION={self.application!r} is no image name; expected NAME or NAME:TAG"
+            )
         if not self.command.strip():
             raise RequestError("COMMAND is empty; set it to what node 0 shall run")
         if len(self.command) > MAX_COMMAND or b"\0" in self.command:
@@ -114,7 +116,8 @@ class JobRequest:
                 jobdir=_typed(document.pop("jobdir"), str),
                 hostfile=_typed(document.pop("hostfile"), str, type(None)),
                 environment={
-                    _typed(name, str): _typed(value, str) for name, value in document.pop("environment").items()
+                    _typed(name, str): _typed(value, str)
+                    for name, value in document.pop("environment").items()
                 },
                 wall_clock=_typed(document.pop("wall_clock"), int, type(None)),
                 verbose=_typed(document.pop("verbose"), bool),

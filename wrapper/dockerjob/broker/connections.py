@@ -85,7 +85,11 @@ class Connections:
         limit = self._config.ansible.connect_timeout + 5
         try:
             done = subprocess.run(
-                self.argv(host, "true"), stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False
+                self.argv(host, "true"),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=limit,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return f"no answer within {limit} s"

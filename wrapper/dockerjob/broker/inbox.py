@@ -15,6 +15,7 @@ import queue
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
 from typing import IO
 
 from dockerjob_core.errors import KvsError
@@ -76,11 +77,11 @@ class Inbox:
 
     def listen(self, stream: IO[bytes]) -> None:
         """Read the wrapper's lines in a thread, until the stream ends."""
-        _start("wrapper", self._listen, stream)
+        _start("wrapper", lambda: self._listen(stream))
 
     def watch(self, watch: Watch) -> None:
         """Read *watch* in a thread, until it is cancelled or fails."""
-        _start("watch", self._watch, watch)
+        _start("watch", lambda: self._watch(watch))
 
     def follow(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for the process that follows the output, in a thread."""
@@ -110,5 +111,5 @@ class Inbox:
 ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
-def _start(name: str, target: object, *arguments: object) -> None:
-    threading.Thread(name=name, target=target, args=arguments, daemon=True).start()  # type: ignore[arg-type]
+def _start(name: str, target: Callable[[], None]) -> None:
+    threading.Thread(name=name, target=target, daemon=True).start()

@@ -167,7 +167,9 @@ class Job:
                 "broker_host": os.uname().nodename,
                 "deadline": self._deadline,
             }
-            self._lease = jobtree.create_job_tree(kvs, self.job_id, len(self._hosts), limits.lease_ttl, record)
+            self._lease = jobtree.create_job_tree(
+                kvs, self.job_id, len(self._hosts), limits.lease_ttl, record
+            )
             lifetime = self._deadline - time.time() + limits.grace
             certificate = issue(self._config.job_ca, names.etcd_user(self.job_id), lifetime)
             self._check_signal()
@@ -207,9 +209,7 @@ class Job:
         try:
             with self.report.phase("discovery"):
                 snapshot = kvs.get_prefix(names.job_prefix(self.job_id))
-                self._inbox.watch(
-                    kvs.watch_prefix(names.job_prefix(self.job_id), snapshot.revision + 1)
-                )
+                self._inbox.watch(kvs.watch_prefix(names.job_prefix(self.job_id), snapshot.revision + 1))
                 state = {item.key: item.value for item in snapshot.items}
                 limit = time.time() + self._config.limits.discovery_timeout + 5
                 status = self._wait(kvs, state, limit, lambda: self._ready(state) == len(self._hosts))
@@ -240,7 +240,9 @@ class Job:
                 if event.type == "put":
                     state[event.key] = event.value
                 elif event.key == names.finish_key(self.job_id):
-                    raise KvsError(f"the lease of job {self.job_id} ended; etcd was out of reach for too long")
+                    raise KvsError(
+                        f"the lease of job {self.job_id} ended; etcd was out of reach for too long"
+                    )
             elif isinstance(message, Signalled):
                 self._check_signal()
             elif isinstance(message, WatchFailed):
@@ -277,7 +279,8 @@ class Job:
 
     def _ready(self, state: dict[str, bytes]) -> int:
         return sum(
-            state.get(names.node_key(self.job_id, index, "READY")) == b"True" for index in range(len(self._hosts))
+            state.get(names.node_key(self.job_id, index, "READY")) == b"True"
+            for index in range(len(self._hosts))
         )
 
     def _overdue(self, state: dict[str, bytes]) -> DockerjobError:
@@ -295,7 +298,8 @@ class Job:
         """Stream node 0's output to ours: both file descriptors are inherited, nothing is copied here."""
         node = names.node_name(self.job_id, 0)
         process = subprocess.Popen(
-            self._connections.argv(self._hosts[0], "docker", "logs", "--follow", node), stdin=subprocess.DEVNULL
+            self._connections.argv(self._hosts[0], "docker", "logs", "--follow", node),
+            stdin=subprocess.DEVNULL,
         )
         self._inbox.follow(process)
         return process

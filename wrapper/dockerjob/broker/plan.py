@@ -70,7 +70,9 @@ class JobPlan:
         subnet = IPNetwork(str(self.network.subnet))
         hosts = self.request.allocation.hosts
         if len(hosts) > subnet.size - 2:
-            raise PolicyError(f"{len(hosts)} hosts don't fit the job network {subnet}; see network.prefix_length")
+            raise PolicyError(
+                f"{len(hosts)} hosts don't fit the job network {subnet}; see network.prefix_length"
+            )
         return [self._node(index, host, str(subnet[index + 1])) for index, host in enumerate(hosts)]
 
     def _node(self, index: int, host: HostSlots, address: str) -> dict[str, Any]:

@@ -29,5 +29,6 @@ def read_allocation(environment: Mapping[str, str]) -> Allocation:
         if is_present(environment):
             return read(environment, lambda path: Path(path).read_text(encoding="utf-8"))
     raise RequestError(
-        "no batch job found in the environment (LSB_JOBID is not set); run this from a submit script, e.g. 'bsub < script'"
+        "no batch job found in the environment (LSB_JOBID is not set);"
+        " run this from a submit script, e.g. 'bsub < script'"
     )

@@ -1,0 +1,59 @@
+# Copyright: the hpc.dockerjob authors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+LAB_NAME ?= lab
+INVENTORY := .lab/$(LAB_NAME)/inventory.yml
+BIN := .venv/bin
+export LAB_NAME
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build
+export PATH := $(CURDIR)/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+.PHONY: help setup demo test lab-up lab-down lab-status images cluster lint unit integration molecule e2e bench soak
+
+help: ## show this help
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: ## install what the project needs on this machine: Debian packages, .venv
+	@lab/bootstrap.sh
+
+demo: setup ## bring up a cluster on this machine and run OpenFOAM in containers over two hosts
+	@lab/demo.sh
+
+test: setup ## run all tests, and clean up after them
+	@tests/run.sh
+
+lab-up: setup ## start the lab's hosts (no services yet)
+	@$(BIN)/ansible-playbook playbooks/lab_up.yml
+
+lab-down: ## remove the lab: every process, namespace, link, mount and file of it
+	@[ ! -x $(BIN)/python ] || $(BIN)/python lab/lab.py --name $(LAB_NAME) down
+
+lab-status: ## show the lab's hosts and what runs on them
+	@$(BIN)/python lab/lab.py --name $(LAB_NAME) status
+
+images: setup ## build the application images (only what has changed)
+	@$(BIN)/python images/build.py
+
+cluster: lab-up images ## apply cluster_setup.yml to the lab
+	@$(BIN)/ansible-playbook -i $(INVENTORY) playbooks/cluster_setup.yml
+
+lint: setup ## ruff, mypy, yamllint, ansible-lint
+	@tests/lint.sh
+
+unit: setup ## tests of pure logic
+	@$(BIN)/pytest tests/unit
+
+integration: setup images ## tests on real etcd, Open vSwitch and dockerd
+	@$(BIN)/pytest tests/integration
+
+molecule: setup images ## molecule scenarios
+	@tests/molecule.sh
+
+e2e: setup images ## whole jobs in a lab of their own
+	@LAB_NAME=test $(BIN)/pytest tests/e2e
+
+bench: setup images ## measure against the floor; writes bench/results.json
+	@$(BIN)/python bench/bench.py

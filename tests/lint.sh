@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Static checks; each tool's settings are in pyproject.toml or in its dot file.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export ANSIBLE_COLLECTIONS_PATH="$PWD/.build" PATH="$PWD/.venv/bin:$PATH"
+
+run() { printf -- '--- %s\n' "$*"; "$@"; }
+
+run ruff check .
+run ruff format --check .
+run mypy wrapper/dockerjob agent/dockerjob_agent plugins/module_utils lab/dockerjob_lab tests/unit
+run yamllint --strict .
+run ansible-lint --profile production --offline
