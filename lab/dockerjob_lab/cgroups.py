@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lab's cgroups: one per host in every hierarchy, cgroup v1, v2 or both.
 
-The host's own processes are in the leaf ``system``, because in cgroup v2 a group with
-processes can't hand controllers to the groups below it, where Docker's containers are.
+In cgroup v2 a group with processes can't hand controllers to the groups below it, where
+Docker's containers are; so processes are put into groups without others below them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from .model import LabError
 from .system import wait_until
 
-LEAF = "system"
 KILL_TIMEOUT = 20.0
 
 
@@ -44,11 +43,11 @@ def _inherit_cpuset(group: Path) -> None:
 
 
 def create(cgroup: str) -> bool:
-    """Make *cgroup* and its leaf in every hierarchy; True if anything was missing."""
+    """Make *cgroup* in every hierarchy; True if anything was missing."""
     changed = False
     for hierarchy in hierarchies():
         group = hierarchy
-        for part in (*cgroup.strip("/").split("/"), LEAF):
+        for part in cgroup.strip("/").split("/"):
             group = group / part
             if not group.is_dir():
                 group.mkdir()
@@ -57,15 +56,10 @@ def create(cgroup: str) -> bool:
     return changed
 
 
-def process_files(cgroup: str) -> list[Path]:
-    """The files a process id is written to, to put that process into *cgroup*."""
-    return [hierarchy / cgroup.strip("/") / LEAF / "cgroup.procs" for hierarchy in hierarchies()]
-
-
-def join(cgroup: str) -> None:
-    """Put this process into *cgroup*."""
-    for file in process_files(cgroup):
-        file.write_text(str(os.getpid()))
+def join(cgroup: str, pid: int = 0) -> None:
+    """Put process *pid* (0: this one) into *cgroup*."""
+    for hierarchy in hierarchies():
+        (hierarchy / cgroup.strip("/") / "cgroup.procs").write_text(str(pid))
 
 
 def _groups(cgroup: str) -> Iterator[Path]:
@@ -81,7 +75,7 @@ def processes(cgroup: str) -> set[int]:
     for group in _groups(cgroup):
         try:
             found.update(int(pid) for pid in (group / "cgroup.procs").read_text().split())
-        except (FileNotFoundError, OSError):  # the group went away, or is of a threaded v2 kind
+        except OSError:  # the group went away meanwhile, or is a threaded one of v2
             continue
     return found - {0}
 
@@ -107,9 +101,8 @@ def kill_all(cgroup: str) -> bool:
         return not left
 
     if not wait_until(gone, KILL_TIMEOUT):
-        raise LabError(
-            f"processes {sorted(processes(cgroup))} of {cgroup} don't end; look with: ps -o pid,stat,wchan,args"
-        )
+        left = sorted(processes(cgroup))
+        raise LabError(f"processes {left} of {cgroup} don't end; look with: ps -o pid,stat,wchan,args")
     return True
 
 

@@ -57,10 +57,11 @@ def up(lab: Lab) -> bool:
     started = []
     for each in lab.hosts:
         changed = network.ensure_host(lab, each, links) or changed
-        changed = cgroups.create(each.cgroup) or changed
         if host.init_pid(each) is None:
             progress(f"starting {each.name} ({each.address})")
             host.stop(each)
+            cgroups.remove(each.cgroup)
+            cgroups.create(each.system_cgroup)
             host.start(lab, each)
             started.append(each)
     for each in started:

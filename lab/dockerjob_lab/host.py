@@ -53,17 +53,21 @@ def start(lab: Lab, host: LabHost) -> None:
         "HOST_STATE": str(host.state),
         "LAB_STATE": str(lab.state),
     }
-    argv = ["bash", str(INIT_SCRIPT), "enter", host.netns, *map(str, cgroups.process_files(host.cgroup))]
     with host.console.open("wb") as console:
-        subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
+        process = subprocess.Popen(
+            ["bash", str(INIT_SCRIPT), "enter", host.netns],
+            stdin=subprocess.PIPE,
             stdout=console,
             stderr=subprocess.STDOUT,
             env=environment,
             cwd="/",
             start_new_session=True,
         )
+    # It waits for this word, and ends without it: nothing of a host is ever outside its cgroup.
+    cgroups.join(host.system_cgroup, process.pid)
+    if process.stdin:
+        process.stdin.write(b"go\n")
+        process.stdin.close()
 
 
 def wait_ready(host: LabHost) -> None:
@@ -72,8 +76,6 @@ def wait_ready(host: LabHost) -> None:
     def settled() -> bool:
         return init_pid(host) is not None or not cgroups.processes(host.cgroup)
 
-    # Before its first step the new process is not yet in the cgroup.
-    wait_until(lambda: bool(cgroups.processes(host.cgroup)), 5)
     wait_until(settled, START_TIMEOUT)
     if init_pid(host) is None:
         raise LabError(f"host {host.name} did not start: {host.console.read_text().strip() or 'no output'}")
@@ -93,7 +95,7 @@ def entering(host: LabHost) -> list[str]:
 def execute(host: LabHost, command: Sequence[str]) -> None:
     """Become *command* in *host*, as root, with a clean environment."""
     prefix = entering(host)
-    cgroups.join(host.cgroup)
+    cgroups.join(host.system_cgroup)
     environment = CLEAN_ENVIRONMENT | {name: os.environ[name] for name in ("TERM",) if name in os.environ}
     os.execvpe(prefix[0], [*prefix, "--", *command], environment)  # noqa: S606  # no shell is meant
 

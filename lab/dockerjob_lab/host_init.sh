@@ -2,20 +2,19 @@
 # Copyright: the hpc.dockerjob authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Becomes a lab host. "enter NETNS CGROUP_PROCS..." joins the host's cgroups and namespaces
-# and stays as the parent whose end ends the host; "init" builds the host's root on an overlay
-# of the machine's, starts sshd and becomes tini. In the environment: HOST_NAME, HOST_STATE
-# (the host's directory), LAB_STATE (the lab's).
+# Becomes a lab host. "enter NETNS" waits for the word "go" on stdin (until lab.py has put it
+# into the host's cgroup), joins the host's namespaces and stays as the parent whose end ends
+# the host; "init" builds the host's root on an overlay of the machine's, starts sshd and
+# becomes tini. In the environment: HOST_NAME, HOST_STATE (the host's directory), LAB_STATE
+# (the lab's).
 set -euo pipefail
 
 enter() {
-  local netns=$1 procs
-  shift
-  for procs; do
-    echo $$ >"$procs"
-  done
+  local netns=$1 word
+  read -r word
+  [[ $word == go ]]
   exec nsenter --net="/run/netns/$netns" \
-    unshare --mount --uts --ipc --pid --fork --kill-child bash "$0" init
+    unshare --mount --uts --ipc --pid --fork --kill-child bash "$0" init </dev/null
 }
 
 build_root() {
@@ -63,7 +62,7 @@ init() {
 case ${1-} in
   enter | init) "$@" ;;
   *)
-    echo "usage: $0 enter NETNS CGROUP_PROCS... | init" >&2
+    echo "usage: $0 enter NETNS | init" >&2
     exit 2
     ;;
 esac

@@ -51,6 +51,11 @@ class LabHost:
         return f"/dockerjob-{self.lab}/{self.name}"
 
     @property
+    def system_cgroup(self) -> str:
+        """The one below :attr:`cgroup` for everything but containers and batch jobs."""
+        return f"{self.cgroup}/system"
+
+    @property
     def upper(self) -> Path:
         """Upper directory of the root overlay: what differs from the machine's root."""
         return self.state / "upper"

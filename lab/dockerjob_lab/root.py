@@ -31,6 +31,9 @@ FRESH = (
 )
 """Directories whose contents on the machine must not show: a host begins with its own."""
 
+WITH_SKELETON = ("etc/openvswitch", "var/log")
+"""Those of :data:`FRESH` that keep subdirectories (empty) and symbolic links."""
+
 MOUNT_POINTS = ("scratch", "home", "share", "run", "tmp", "mnt")
 
 SSHD_CONFIG = """\
@@ -61,16 +64,15 @@ def _directory(upper: Path, relative: str) -> Path:
 
 
 def _fresh_directory(upper: Path, relative: str) -> None:
-    """Hide what the machine has in *relative*, except for its bare subdirectories."""
+    """Hide what the machine has in *relative*, except for what a package put there for good."""
     path = _directory(upper, relative)
     os.setxattr(path, "trusted.overlay.opaque", b"y")
-    model = Path("/") / relative
-    if relative == "root" or not model.is_dir():
+    if relative not in WITH_SKELETON or not (Path("/") / relative).is_dir():
         return
-    for entry in os.scandir(model):
-        if entry.is_dir(follow_symlinks=False) and relative == "var/log":
+    for entry in os.scandir(Path("/") / relative):
+        if entry.is_dir(follow_symlinks=False):
             _directory(upper, f"{relative}/{entry.name}")
-        elif entry.is_symlink() and relative == "etc/openvswitch":
+        elif entry.is_symlink():
             (path / entry.name).symlink_to(os.readlink(entry.path))
 
 
@@ -100,7 +102,9 @@ def prepare(lab: Lab, host: LabHost) -> None:
 
     Must not be called while the host runs: its upper directory is then the kernel's.
     """
-    upper = host.upper
+    upper, prepared = host.upper, host.state / "prepared"
+    if not prepared.exists() and upper.exists():
+        shutil.rmtree(upper)  # an interrupted try
     for directory in (upper, host.state / "docker"):
         directory.mkdir(parents=True, exist_ok=True)
     upper.chmod(0o755)
@@ -114,6 +118,7 @@ def prepare(lab: Lab, host: LabHost) -> None:
     for relative in MOUNT_POINTS:
         _directory(upper, relative)
     _write_files(lab, host)
+    prepared.touch()
 
 
 def _write_files(lab: Lab, host: LabHost) -> None:

@@ -55,14 +55,16 @@ def wait_until(condition: Callable[[], bool], timeout: float) -> bool:
 
 
 def write_if_changed(path: Path, text: str, mode: int = 0o644) -> bool:
-    """Let *path* hold *text*; True if it did not before."""
+    """Let *path* hold *text*, all of it or what it held before; True if it did not."""
     try:
         if path.read_text() == text:
             return False
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(mode)
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.chmod(mode)
+    new.replace(path)
     return True
 
 
