@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 CONFIG_FILE = Path("/etc/dockerjob/config.yml")
 
 HostName = Annotated[str, StringConstraints(pattern=f"^{HOST_NAME.pattern}$")]
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\0]*$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$")]
 
 
 class _Model(BaseModel):
