@@ -1,0 +1,272 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The container of a node: what it is made from, and its life at the Docker daemon.
+
+The payload is that of the Engine API (POST /containers/create).  Nothing in it comes
+from a user: the broker builds the specification from the site's policy, and whatever
+bounds a container (no network, no capability, no new privileges, the user's uid) is
+fixed here, with no option to loosen it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import names
+from .errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from docker import APIClient
+
+DOCKER_HOST = "unix:///var/run/docker.sock"
+ENTRYPOINT = ("/opt/dockerjob/bin/dockerjob-agent", "init")
+
+Propagation = Literal["private", "rprivate", "shared", "rshared", "slave", "rslave"]
+Payload = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A directory or file of the host, seen in the container at *target*."""
+
+    source: str
+    target: str
+    read_only: bool = False
+    propagation: Propagation = "rprivate"
+
+
+@dataclass(frozen=True)
+class Ulimit:
+    """A resource limit as setrlimit(2) has it; -1 is unlimited."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What of the host the container may use; ``None`` sets no limit."""
+
+    memory: int | None = None
+    cpus: float | None = None
+    cpuset: str | None = None
+    shm_size: int | None = None
+    pids: int | None = None
+    ulimits: tuple[Ulimit, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """All that a node's container is made from."""
+
+    job_id: str
+    node_index: int
+    image: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    hostname: str | None = None
+    entrypoint: tuple[str, ...] = ENTRYPOINT
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[Mount, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    seccomp: str | None = None
+    devices: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The node's name is the container's."""
+        return names.node_name(self.job_id, self.node_index)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A container as the daemon has it."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    running: bool
+    pid: int
+    exit_code: int | None
+    oom_killed: bool
+
+
+def payload(spec: ContainerSpec, extra_digest: str = "") -> Payload:
+    """Build the body of the create call, marked with a digest of itself and of *extra_digest*.
+
+    Args:
+        spec: what the container is made from.
+        extra_digest: whatever else the container depends on (its job's files, its port).
+    """
+    body: Payload = {
+        "Image": spec.image,
+        "Hostname": spec.hostname or spec.name,
+        "User": f"{spec.uid:d}:{spec.gid:d}",
+        "Env": [f"{key}={value}" for key, value in sorted(spec.env.items())],
+        "Entrypoint": list(spec.entrypoint),
+        "Cmd": [],
+        "WorkingDir": "/",
+        # A health check of the image would start a process every few seconds beside the computation.
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": _host_config(spec),
+    }
+    text = json.dumps([body, sorted(spec.labels.items()), extra_digest], sort_keys=True)
+    body["Labels"] = {
+        **spec.labels,
+        names.LABEL_JOB: spec.job_id,
+        names.LABEL_NODE: spec.name,
+        names.LABEL_SPEC: hashlib.sha256(text.encode()).hexdigest(),
+    }
+    return body
+
+
+def _host_config(spec: ContainerSpec) -> Payload:
+    security = ["no-new-privileges:true"]
+    if spec.seccomp is not None:
+        security.append(f"seccomp={spec.seccomp}")
+    return {
+        "NetworkMode": "none",
+        "IpcMode": "private",
+        "Privileged": False,
+        "GroupAdd": [str(group) for group in spec.groups],
+        "CapDrop": ["ALL"],
+        "SecurityOpt": security,
+        "Init": False,  # PID 1 is the agent, which reaps
+        "RestartPolicy": {"Name": "no"},
+        "LogConfig": {"Type": "json-file", "Config": {}},
+        "Mounts": [_mount(mount) for mount in spec.mounts],
+        "Devices": [
+            {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in spec.devices
+        ],
+        **_limits(spec.limits),
+    }
+
+
+def _mount(mount: Mount) -> Payload:
+    return {
+        "Type": "bind",
+        "Source": mount.source,
+        "Target": mount.target,
+        "ReadOnly": mount.read_only,
+        "BindOptions": {"Propagation": mount.propagation},
+    }
+
+
+def _limits(limits: Limits) -> Payload:
+    """Name the limits as the Engine API does, leaving out those that are not set."""
+    wanted: Payload = {
+        "Memory": limits.memory,
+        "MemorySwap": limits.memory,  # both together, so equal means: no swap
+        "NanoCpus": None if limits.cpus is None else round(limits.cpus * 1_000_000_000),
+        "CpusetCpus": limits.cpuset,
+        "ShmSize": limits.shm_size,
+        "PidsLimit": limits.pids,
+        "Ulimits": [{"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard} for limit in limits.ulimits],
+    }
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+class Engine:
+    """The Docker daemon of this host; a context manager."""
+
+    def __init__(self, client: APIClient, address: str) -> None:
+        """Use *client*, which talks to the daemon at *address*; see :meth:`connect`."""
+        self._client = client
+        self._address = address
+
+    @classmethod
+    def connect(cls, address: str = DOCKER_HOST, timeout: int = 60) -> Engine:
+        """Connect to the daemon at *address*.
+
+        Raises:
+            ImportError: there is no Docker SDK for Python; the module's edge says how to get it.
+            HostError: the daemon does not answer.
+        """
+        from docker import APIClient  # 0.2 s: only who needs it pays for it
+
+        with _translated(address):
+            return cls(APIClient(base_url=address, version="auto", timeout=timeout), address)
+
+    def __enter__(self) -> Engine:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def find(self, name: str) -> Found | None:
+        """Return the container of that name or id, or ``None``."""
+        from docker.errors import NotFound
+
+        with _translated(self._address):
+            try:
+                return _found(self._client.inspect_container(name))
+            except NotFound:
+                return None
+
+    def of_job(self, job_id: str) -> tuple[Found, ...]:
+        """Return the containers that carry the job's label, whatever their names and states."""
+        with _translated(self._address):
+            listed = self._client.containers(all=True, filters={"label": f"{names.LABEL_JOB}={job_id}"})
+        inspected = (self.find(item["Id"]) for item in listed)
+        return tuple(found for found in inspected if found is not None)
+
+    def start(self, name: str, body: Payload) -> Found:
+        """Create and start a container; one that was created but does not start is left for the caller."""
+        with _translated(self._address):
+            created = self._client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]
+            self._client.start(created["Id"])
+            return _found(self._client.inspect_container(created["Id"]))
+
+    def remove(self, container_id: str) -> None:
+        """Kill and remove a container and its anonymous volumes; gone already is fine."""
+        from docker.errors import APIError, NotFound
+
+        with _translated(self._address):
+            try:
+                self._client.remove_container(container_id, v=True, force=True)
+            except NotFound:
+                return
+            except APIError as error:
+                # Somebody else (the reaper, an earlier try) is at it; who asks next sees it gone.
+                if error.status_code != 409 or "already in progress" not in str(error.explanation):
+                    raise
+
+
+def _found(inspected: Mapping[str, Any]) -> Found:
+    state = inspected["State"]
+    finished = state["Status"] in ("exited", "dead")
+    return Found(
+        id=inspected["Id"],
+        name=inspected["Name"].removeprefix("/"),
+        labels=inspected["Config"]["Labels"] or {},
+        running=bool(state["Running"]),
+        pid=int(state["Pid"]),
+        exit_code=int(state["ExitCode"]) if finished else None,
+        oom_killed=bool(state["OOMKilled"]),
+    )
+
+
+@contextmanager
+def _translated(address: str) -> Iterator[None]:
+    """Turn the SDK's errors into one line that says what the daemon refused."""
+    from docker.errors import APIError, DockerException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except APIError as error:
+        raise HostError(f"the Docker daemon refused: {error.explanation or error}") from error
+    except (DockerException, RequestException) as error:
+        raise HostError(f"no answer from the Docker daemon at {address}: {error}") from error

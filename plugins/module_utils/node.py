@@ -1,0 +1,346 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A job's node on this host as a whole: its directory, its container, its port.
+
+What ``hpc.dockerjob.job_node`` does.  Everything made carries the job's mark (label,
+``external_ids``, link alias, directory name), and everything is removed by that mark,
+so a set-up that broke off half way and one that is whole are taken down alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from . import jobdir, names, ovs, port
+from .container import ContainerSpec, Limits, Mount, Payload, Ulimit, payload
+from .errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from .container import Engine, Found
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """All that makes a node: what its container is, its files, its place in the job network."""
+
+    container: ContainerSpec
+    bridge: str
+    interface: str
+    address: str
+    vlan: int
+    mtu: int
+    files: tuple[jobdir.JobFile, ...] = ()
+    writable_files: tuple[jobdir.JobFile, ...] = ()
+    runtime_root: str = names.RUNTIME_ROOT
+
+    @property
+    def directory(self) -> jobdir.JobDirectory:
+        """The job's directory on this host."""
+        return jobdir.JobDirectory(self.container.job_id, self.runtime_root)
+
+    def port_of(self, found: Found) -> port.PortSpec:
+        """The port of the started container *found*."""
+        job_id = self.container.job_id
+        return port.PortSpec(
+            bridge=self.bridge,
+            container_id=found.id,
+            pid=found.pid,
+            link=names.port_name(found.name),
+            interface=self.interface,
+            address=self.address,
+            vlan=self.vlan,
+            mtu=self.mtu,
+            alias=names.link_alias(job_id),
+            external_ids={names.OVS_JOB: job_id},
+        )
+
+    def payload(self) -> Payload:
+        """The container's payload, whose digest covers the job's files too."""
+        digest = hashlib.sha256()
+        for area, files in ((jobdir.READ_ONLY, self.files), (jobdir.WRITABLE, self.writable_files)):
+            for file in files:
+                content = hashlib.sha256(file.content).hexdigest()
+                digest.update(f"{area} {file.name!r} {file.mode:o} {file.owner} {content}\n".encode())
+        return payload(self.container, digest.hexdigest())
+
+
+class Clock:
+    """Takes the time of each step, in milliseconds."""
+
+    def __init__(self) -> None:
+        """Begin with no step."""
+        self.steps: list[dict[str, Any]] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time the body as step *name*."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.steps.append({"name": name, "ms": round((time.monotonic() - begin) * 1000, 1)})
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What this host holds of a job."""
+
+    containers: tuple[Found, ...]
+    ports: tuple[str, ...]
+    links: tuple[str, ...]
+    directory: bool
+
+    def __bool__(self) -> bool:
+        """Tell whether there is anything."""
+        return bool(self.containers or self.ports or self.links or self.directory)
+
+    def summary(self) -> dict[str, Any]:
+        """Return it as plain data, for ``--diff``."""
+        return {
+            "containers": sorted(found.name for found in self.containers),
+            "ports": sorted(self.ports),
+            "links": sorted(self.links),
+            "directory": self.directory,
+        }
+
+
+NOTHING = Leftovers((), (), (), directory=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run changed, or in check mode would change."""
+
+    changed: bool
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    found: Found | None = None
+    nodes: tuple[Mapping[str, Any], ...] = field(default=())
+
+
+def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any]) -> NodeSpec:
+    """Build the specification from the module's options, which Ansible has checked and typed.
+
+    Raises:
+        HostError: a file's content is no base64, or the seccomp profile cannot be read.
+    """
+    limits = {key: value for key, value in (spec["limits"] or {}).items() if value is not None}
+    limits["ulimits"] = tuple(Ulimit(**limit) for limit in limits.get("ulimits", ()))
+    node = NodeSpec(
+        container=ContainerSpec(
+            job_id=names.check_job_id(job_id),
+            node_index=spec["node_index"],
+            image=spec["image"],
+            uid=spec["uid"],
+            gid=spec["gid"],
+            groups=tuple(spec["groups"]),
+            hostname=spec["hostname"],
+            entrypoint=tuple(spec["entrypoint"]),
+            env=spec["env"],
+            mounts=tuple(Mount(**mount) for mount in spec["mounts"]),
+            limits=Limits(**limits),
+            seccomp=_seccomp(spec["seccomp_profile"]),
+            devices=tuple(spec["devices"]),
+            labels=spec["labels"],
+        ),
+        bridge=bridge,
+        interface=spec["interface"],
+        address=spec["address"],
+        vlan=spec["vlan"],
+        mtu=spec["mtu"],
+        files=tuple(map(_file, spec["files"])),
+        writable_files=tuple(map(_file, spec["writable_files"])),
+        runtime_root=runtime_root,
+    )
+    mounts = _job_mounts(node, spec["overlays"])
+    return replace(node, container=replace(node.container, mounts=mounts))
+
+
+def _file(option: Mapping[str, Any]) -> jobdir.JobFile:
+    try:
+        content = base64.b64decode(option["content_b64"], validate=True)
+        mode = int(option["mode"], 8)
+    except ValueError as error:
+        raise HostError(f"file {option['name']}: {error}") from error
+    return jobdir.JobFile(option["name"], content, mode, option["owner"])
+
+
+def _seccomp(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as profile:
+            return json.dumps(json.load(profile), separators=(",", ":"))
+    except (OSError, ValueError) as error:
+        raise HostError(f"cannot read the seccomp profile {path}: {error}") from error
+
+
+def _job_mounts(node: NodeSpec, overlays: Sequence[Mapping[str, str]]) -> tuple[Mount, ...]:
+    """Add to the site's mounts those that every job has; a target the site names itself stays the site's."""
+    base = node.directory.path
+    own = [
+        Mount(f"{base}/{jobdir.READ_ONLY}", names.CONTAINER_READ_ONLY, read_only=True),
+        Mount(f"{base}/{jobdir.WRITABLE}", names.CONTAINER_WRITABLE),
+        Mount(f"{node.runtime_root}/relay", names.RELAY_DIRECTORY, read_only=True),
+    ]
+    for overlay in overlays:
+        area = overlay["file"].split("/", 1)[0]
+        source = f"{base}/{overlay['file']}"
+        own.append(Mount(source, overlay["target"], read_only=area == jobdir.READ_ONLY))
+    given = {mount.target for mount in node.container.mounts}
+    return (*node.container.mounts, *(mount for mount in own if mount.target not in given))
+
+
+def present(spec: NodeSpec, engine: Engine, clock: Clock, *, check_mode: bool) -> Outcome:
+    """Make the node as wanted; if a step fails, remove what there is of the job, then raise."""
+    job_id = spec.container.job_id
+    with clock.step("look"):
+        body = spec.payload()
+        found = engine.find(spec.container.name)
+        if found and found.labels.get(names.LABEL_JOB) != job_id:
+            raise HostError(
+                f"container {found.name} exists and does not carry job {job_id}'s mark; "
+                f"it is left alone: remove it yourself or submit again"
+            )
+        state = ovs.read_state()
+        state.bridge(spec.bridge)
+    if found and found.running and found.labels.get(names.LABEL_SPEC) == body["Labels"][names.LABEL_SPEC]:
+        return _repair_port(spec, found, state, clock, check_mode=check_mode)
+    leftovers = Leftovers(
+        engine.of_job(job_id),
+        tuple(item.name for item in state.find({names.OVS_JOB: job_id})),
+        tuple(filter(port.link_exists, (names.port_name(spec.container.name),))),
+        spec.directory.exists(),
+    )
+    after = {**_wanted(spec), "spec": body["Labels"][names.LABEL_SPEC]}
+    if check_mode:
+        return Outcome(True, leftovers.summary(), after)
+    try:
+        if leftovers:
+            _remove(leftovers, spec.directory, engine, clock)
+            state = ovs.read_state()
+        found = _build(spec, body, state, engine, clock)
+    except HostError as error:
+        raise _rolled_back(error, spec, engine, clock) from error
+    return Outcome(True, leftovers.summary(), after, found)
+
+
+def _wanted(spec: NodeSpec) -> dict[str, Any]:
+    name = spec.container.name
+    link = names.port_name(name)
+    return {"containers": [name], "ports": [link], "links": [link], "directory": True}
+
+
+def _repair_port(
+    spec: NodeSpec, found: Found, state: ovs.OvsState, clock: Clock, *, check_mode: bool
+) -> Outcome:
+    """See to the port of a container that runs as wanted."""
+    with clock.step("port"):
+        want = spec.port_of(found)
+        have = port.read_have(want, state)
+        steps = port.plan_attach(want, have)
+        if not check_mode:
+            port.execute(steps)
+    wanted = _wanted(spec)
+    before = {**wanted, "changes": [step.name for step in steps]} if steps else wanted
+    return Outcome(bool(steps), before, wanted, found)
+
+
+def _build(spec: NodeSpec, body: Payload, state: ovs.OvsState, engine: Engine, clock: Clock) -> Found:
+    with clock.step("files"):
+        made = spec.container
+        spec.directory.create(spec.files, spec.writable_files, made.uid, made.gid)
+    with clock.step("container"):
+        found = engine.start(made.name, body)
+    if not found.running:
+        raise HostError(f"container {found.name} ended at once with exit status {found.exit_code}")
+    # The agent waits for its interface, so the port comes right after, and needs no look first:
+    # a container just started has no interface but lo.
+    with clock.step("port"):
+        port.execute(port.plan_attach(spec.port_of(found), port.Have(state)))
+    return found
+
+
+def _rolled_back(error: HostError, spec: NodeSpec, engine: Engine, clock: Clock) -> HostError:
+    """Remove what there is of the job; return *error*, with the agent's last word and what went wrong here."""
+    try:
+        nodes = _remove(look(spec.directory, engine), spec.directory, engine, clock)
+    except HostError as second:
+        return HostError(f"{error} (and taking it down failed: {second})")
+    log = next((node["agent_log"] for node in nodes if node["agent_log"]), None)
+    return HostError(f"{error} (the agent's last line: {log.splitlines()[-1]})") if log else error
+
+
+def look(directory: jobdir.JobDirectory, engine: Engine) -> Leftovers:
+    """Find by mark all that this host holds of the job."""
+    job_id = directory.job_id
+    containers = engine.of_job(job_id)
+    links = {*port.links_with_alias(names.link_alias(job_id))}
+    ports = ovs.read_state().find({names.OVS_JOB: job_id})
+    return Leftovers(containers, tuple(item.name for item in ports), tuple(sorted(links)), directory.exists())
+
+
+def _remove(
+    leftovers: Leftovers, directory: jobdir.JobDirectory, engine: Engine, clock: Clock
+) -> tuple[Mapping[str, Any], ...]:
+    """Remove containers, then ports and links, then files; say how the containers ended.
+
+    One that fails does not stop the next.  Files stay while a container does: they say
+    what it was.
+    """
+    errors: list[str] = []
+
+    def attempt(action: Callable[[], object]) -> None:
+        try:
+            action()
+        except HostError as error:
+            errors.append(str(error))
+
+    with clock.step("remove containers"):
+        for found in leftovers.containers:
+            attempt(partial(engine.remove, found.id))
+    blocked = bool(errors)
+    with clock.step("remove port"):
+        attempt(partial(port.detach, leftovers.ports, leftovers.links))
+    nodes = _report(leftovers, directory)
+    if leftovers.directory and not blocked:
+        with clock.step("remove files"):
+            attempt(directory.remove)
+    if errors:
+        raise HostError("; ".join(errors))
+    return nodes
+
+
+def absent(directory: jobdir.JobDirectory, engine: Engine, clock: Clock, *, check_mode: bool) -> Outcome:
+    """Remove all that this host holds of the job; report how its containers ended."""
+    with clock.step("look"):
+        leftovers = look(directory, engine)
+    nodes: tuple[Mapping[str, Any], ...] = ()
+    if leftovers and not check_mode:
+        nodes = _remove(leftovers, directory, engine, clock)
+    return Outcome(bool(leftovers), leftovers.summary(), NOTHING.summary(), nodes=nodes)
+
+
+def _report(leftovers: Leftovers, directory: jobdir.JobDirectory) -> tuple[Mapping[str, Any], ...]:
+    """Say how each node ended; the files are the job's on this host, also if no container is left."""
+    status, log = directory.exit_status(), directory.agent_log()
+    ended = [
+        {
+            "name": found.name,
+            "running": found.running,
+            "exit_code": found.exit_code,
+            "oom_killed": found.oom_killed,
+        }
+        for found in leftovers.containers
+    ] or [{"name": None, "running": False, "exit_code": None, "oom_killed": False}]
+    return tuple({**node, "exit_status": status, "agent_log": log} for node in ended)

@@ -1,0 +1,335 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A container's port in an Open vSwitch bridge: a veth pair, one end in each.
+
+The model is ovs-docker(8).  Unlike it, every step is checked, VLAN tag and marks are
+part of the transaction that makes the port, what is already right is left alone, and
+removing needs no living container: the port is found by its marks.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import names, ovs
+from .command import run
+from .errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True)
+class PortSpec:
+    """The wanted port; ``None`` leaves a property to the kernel or as it is."""
+
+    bridge: str
+    container_id: str
+    pid: int
+    link: str
+    interface: str
+    address: str | None = None
+    vlan: int | None = None
+    mtu: int | None = None
+    mac: str | None = None
+    gateway: str | None = None
+    alias: str | None = None
+    external_ids: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The marks by which ovs-docker, and we, find the port."""
+        return {names.OVS_CONTAINER: self.container_id, names.OVS_INTERFACE: self.interface}
+
+
+@dataclass(frozen=True)
+class InnerLink:
+    """The end of the pair that lies in the container's network namespace."""
+
+    mac: str
+    mtu: int
+    up: bool
+    addresses: tuple[str, ...]
+    tx_checksum: bool
+    gateway: str | None = None
+
+
+@dataclass(frozen=True)
+class Have:
+    """What there is: the switch, the host's links of the wanted names, the container's link."""
+
+    state: ovs.OvsState
+    links: frozenset[str] = frozenset()
+    inner: InnerLink | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A step that runs a program."""
+
+    name: str
+    argv: tuple[str, ...]
+    input: str | None = None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A step that is one OVSDB transaction."""
+
+    name: str
+    transaction: ovs.Transaction
+
+
+@dataclass(frozen=True)
+class Write:
+    """A step that sets kernel parameters of a link."""
+
+    name: str
+    values: tuple[tuple[str, str], ...]
+
+
+Step = Run | Commit | Write
+
+
+def link_exists(name: str) -> bool:
+    """Tell whether this network namespace has a link *name*."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
+def in_container(pid: int, *argv: str) -> tuple[str, ...]:
+    """Build the command that runs *argv* in the network namespace of process *pid*."""
+    return ("nsenter", f"--net=/proc/{pid:d}/ns/net", *argv)
+
+
+def read_inner(pid: int, interface: str, with_routes: bool = False) -> InnerLink | None:
+    """Read the container's link, or return ``None`` if it has none of that name."""
+    shown = json.loads(run(in_container(pid, "ip", "-json", "address")).stdout)
+    link = next((item for item in shown if item.get("ifname") == interface), None)
+    if link is None:
+        return None
+    features = json.loads(run(in_container(pid, "ethtool", "--json", "-k", interface)).stdout)[0]
+    gateway = None
+    if with_routes:
+        routes = json.loads(run(in_container(pid, "ip", "-json", "route", "show", "default")).stdout)
+        gateway = next((route.get("gateway") for route in routes if route.get("dev") == interface), None)
+    return InnerLink(
+        mac=link["address"],
+        mtu=link["mtu"],
+        up="UP" in link["flags"],
+        addresses=tuple(
+            f"{item['local']}/{item['prefixlen']}" for item in link["addr_info"] if item["scope"] == "global"
+        ),
+        tx_checksum=any(
+            state["active"] and not state["fixed"]
+            for name, state in features.items()
+            if name.startswith("tx-checksum") and isinstance(state, dict)
+        ),
+        gateway=gateway,
+    )
+
+
+def read_have(want: PortSpec, state: ovs.OvsState) -> Have:
+    """Read what is there of *want*, in the switch, on the host and in the container."""
+    candidates = {want.link, *(port.name for port in state.find(want.identity))}
+    return Have(
+        state,
+        frozenset(name for name in candidates if link_exists(name)),
+        read_inner(want.pid, want.interface, with_routes=want.gateway is not None),
+    )
+
+
+def plan_attach(want: PortSpec, have: Have) -> tuple[Step, ...]:
+    """Return the steps that make the port as wanted; none if it is.
+
+    Raises:
+        HostError: the bridge is missing, or the container has an interface of that name
+            which is not ours.
+    """
+    userspace = have.state.bridge(want.bridge).datapath_type == "netdev"
+    own = have.state.find(want.identity)
+    if len(own) == 1 and own[0].name in have.links and have.inner and own[0].bridge == want.bridge:
+        return _plan_existing(want, own[0].name, have.inner, have.state, userspace)
+    if have.inner and not have.links:
+        raise HostError(
+            f"container {want.container_id[:12]} already has an interface {want.interface}, and it is not "
+            f"ours; remove it or ask for another name"
+        )
+    stale = {port.name for port in own} | ({want.link} & have.state.ports.keys())
+    cleaned = ovs.OvsState(
+        have.state.bridges, {name: port for name, port in have.state.ports.items() if name not in stale}
+    )
+    return (*plan_detach(sorted(stale), sorted(have.links)), *_plan_new(want, cleaned, userspace))
+
+
+def _plan_new(want: PortSpec, state: ovs.OvsState, userspace: bool) -> tuple[Step, ...]:
+    """Plan a new pair.
+
+    The port is in the switch before the interface gets its address, so a process that
+    waits for the address finds the network complete.
+    """
+    mtu = f" mtu {want.mtu:d}" if want.mtu else ""
+    mac = f" address {want.mac}" if want.mac else ""
+    alias = f"link set {want.link} alias {want.alias}\n" if want.alias else ""
+    create = (
+        f"link add {want.link}{mtu} type veth peer name {want.interface}{mac}{mtu} netns {want.pid:d}\n"
+        f"{alias}link set {want.link} addrgenmode none up\n"
+    )
+    marks = {**want.external_ids, **want.identity}
+    attach = ovs.plan_port(want.bridge, want.link, want.vlan, marks, state)
+    return (
+        Run("create link", ("ip", "-batch", "-"), create),
+        *((_keep_from_host(want.link),) if userspace else ()),
+        Commit("attach port", attach),
+        *((_offload_off(want),) if userspace else ()),
+        _configure(want, ["link set lo up", *_address_lines(want, ()), *_up_lines(want, None)]),
+    )
+
+
+def _plan_existing(
+    want: PortSpec, name: str, inner: InnerLink, state: ovs.OvsState, userspace: bool
+) -> tuple[Step, ...]:
+    """Plan the change of a port that is there, alive and ours."""
+    steps: list[Step] = []
+    change = ovs.plan_port(want.bridge, name, want.vlan, {**want.external_ids, **want.identity}, state)
+    if change:
+        steps.append(Commit("change port", change))
+    if userspace and inner.tx_checksum:
+        steps.append(_offload_off(want))
+    lines = []
+    if want.mac and want.mac.lower() != inner.mac:
+        lines.append(f"link set {want.interface} address {want.mac}")
+    if want.mtu and want.mtu != inner.mtu:
+        lines.append(f"link set {want.interface} mtu {want.mtu:d}")
+        steps.append(Run("set MTU", ("ip", "link", "set", name, "mtu", str(want.mtu))))
+    lines += _address_lines(want, inner.addresses)
+    lines += _up_lines(want, inner)
+    if lines:
+        steps.append(_configure(want, lines))
+    return tuple(steps)
+
+
+def _address_lines(want: PortSpec, present: Sequence[str]) -> list[str]:
+    if want.address is None or tuple(present) == (want.address,):
+        return []
+    lines = [f"address delete {old} dev {want.interface}" for old in present if old != want.address]
+    # "replace" where ovs-docker has "add": the same address again is no "File exists".
+    return [*lines, f"address replace {want.address} dev {want.interface}"]
+
+
+def _up_lines(want: PortSpec, inner: InnerLink | None) -> list[str]:
+    lines = [] if inner and inner.up else [f"link set {want.interface} up"]
+    if want.gateway and not (inner and inner.up and inner.gateway == want.gateway):
+        lines.append(f"route replace default via {want.gateway} dev {want.interface}")
+    return lines
+
+
+def _configure(want: PortSpec, lines: Sequence[str]) -> Run:
+    return Run(
+        "configure interface",
+        in_container(want.pid, "ip", "-batch", "-"),
+        "".join(f"{line}\n" for line in lines),
+    )
+
+
+def _offload_off(want: PortSpec) -> Run:
+    """Make the sender complete its checksums.
+
+    The userspace datapath passes frames on as they are, so with the offload on, TCP
+    segments arrive with a wrong checksum and are dropped, while ping works.
+    """
+    return Run(
+        "transmit checksum offload off",
+        in_container(want.pid, "ethtool", "-K", want.interface, "tx", "off"),
+    )
+
+
+def _keep_from_host(link: str) -> Write:
+    """Keep the container's frames from the host's own IP stack.
+
+    The userspace datapath reads a link through a packet socket, which gives it a copy:
+    the host's stack sees every frame as well and would answer ARP for the host's
+    addresses, take packets sent to them and route others.
+    """
+    v4, v6 = f"/proc/sys/net/ipv4/conf/{link}", f"/proc/sys/net/ipv6/conf/{link}"
+    return Write(
+        "keep frames from the host",
+        (
+            (f"{v4}/arp_ignore", "8"),
+            (f"{v4}/rp_filter", "1"),
+            (f"{v4}/forwarding", "0"),
+            (f"{v6}/disable_ipv6", "1"),
+        ),
+    )
+
+
+def plan_detach(ports: Sequence[str], links: Sequence[str]) -> tuple[Step, ...]:
+    """Return the steps that remove *ports* from their bridges and delete *links*."""
+    steps: list[Step] = []
+    if ports:
+        steps.append(Commit("remove port", ovs.plan_ports_absent(ports)))
+    if links:
+        lines = "".join(f"link delete {name}\n" for name in links)
+        steps.append(Run("delete link", ("ip", "-batch", "-"), lines))
+    return tuple(steps)
+
+
+def execute(steps: Sequence[Step]) -> None:
+    """Carry out *steps* in their order; the first that fails raises a ``HostError``."""
+    for step in steps:
+        match step:
+            case Run(argv=argv, input=text):
+                run(argv, input=text)
+            case Commit(transaction=transaction):
+                ovs.apply(transaction)
+            case Write(values=values):
+                for path, value in values:
+                    _write(path, value)
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        with open(path, "w", encoding="ascii") as parameter:
+            parameter.write(value)
+    except FileNotFoundError:
+        # A kernel without IPv6 has no such parameter; the link itself was made a step before.
+        if "/ipv6/" not in path:
+            raise HostError(f"cannot set {path}: no such kernel parameter") from None
+    except OSError as error:
+        raise HostError(f"cannot set {path}: {error.strerror}") from error
+
+
+def attach(want: PortSpec, have: Have) -> tuple[Step, ...]:
+    """Make the port as wanted; if a step fails, take down what there is of it, then raise."""
+    steps = plan_attach(want, have)
+    try:
+        execute(steps)
+    except HostError:
+        state = ovs.read_state()
+        detach([port.name for port in state.find(want.identity)], [want.link])
+        raise
+    return steps
+
+
+def detach(ports: Sequence[str], links: Sequence[str]) -> tuple[Step, ...]:
+    """Remove *ports* and those of *links* (and of the ports' links) that exist."""
+    removed: tuple[Step, ...] = plan_detach(ports, ())
+    execute(removed)
+    # Only now: a veth whose other end died with its container is gone on its own.
+    leftover = sorted(name for name in {*ports, *links} if link_exists(name))
+    steps = plan_detach((), leftover)
+    execute(steps)
+    return (*removed, *steps)
+
+
+def links_with_alias(alias: str) -> tuple[str, ...]:
+    """Return the veth links of this host that carry *alias*."""
+    shown = json.loads(run(("ip", "-json", "link", "show", "type", "veth")).stdout or "[]")
+    return tuple(link["ifname"] for link in shown if link.get("ifalias") == alias)
