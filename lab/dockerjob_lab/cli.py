@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 
-from . import cluster, host
+from . import cluster, host, submit
 from .model import DEFAULT_COMPUTE, MAX_COMPUTE, Lab, LabError, check_name, existing, recorded_compute
 from .system import locked
 
@@ -39,7 +39,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     execute.add_argument("host", metavar="HOST")
     execute.add_argument("argv", nargs=argparse.REMAINDER, metavar="CMD")
+    _add_batch_commands(commands)
+    for each in commands.choices.values():
+        each.add_argument("--name", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def _add_batch_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    job = commands.add_parser("submit", help="run a job script as LSF would; exit status is the job's")
+    job.add_argument("script", metavar="SCRIPT", help="script with #BSUB lines; - is stdin")
+    job.add_argument("--user", required=True, help="who the job belongs to")
+    job.add_argument(
+        "--hosts", metavar="H1,H2", help="take these hosts (default: all compute hosts, in order)"
+    )
+    job.add_argument("--cwd", metavar="DIR", help="where it is submitted from (default: the user's home)")
+    job.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="set in the job; may repeat"
+    )
+    job.add_argument(
+        "--spool", action="store_true", help="output to the -o and -e files at the end, not here"
+    )
+    kill = commands.add_parser("kill", help="signal or end a running job, as bkill does")
+    kill.add_argument("job", type=int, metavar="JOB")
+    kill.add_argument("-s", "--signal", metavar="SIG", help="send only this (default: CONT, INT, TERM, KILL)")
 
 
 def _check_machine() -> None:
@@ -104,7 +126,24 @@ def _exec(arguments: argparse.Namespace) -> int:
     raise AssertionError("execute does not return")
 
 
-COMMANDS = {"up": _up, "down": _down, "status": _status, "exec": _exec}
+def _submit(arguments: argparse.Namespace) -> int:
+    lab = existing(arguments.name)
+    script = submit.read_script(arguments.script)
+    extra = dict(pair.partition("=")[::2] for pair in arguments.env)
+    job = submit.make_job(lab, script, arguments.user, arguments.hosts, arguments.cwd)
+    return submit.submit(lab, job, script, extra, spool=arguments.spool)
+
+
+def _kill(arguments: argparse.Namespace) -> int:
+    cgroup = submit.find(existing(arguments.name), arguments.job)
+    if arguments.signal:
+        submit.send(cgroup, submit.signal_number(arguments.signal))
+    else:
+        submit.terminate(cgroup)
+    return 0
+
+
+COMMANDS = {"up": _up, "down": _down, "status": _status, "exec": _exec, "submit": _submit, "kill": _kill}
 
 
 def main() -> int:

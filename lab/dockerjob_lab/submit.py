@@ -1,0 +1,235 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``submit`` and ``kill``: starts a job the way LSF does, until a real batch system is in front.
+
+A running job has a cgroup of its own on its first host, named as LSF 10 names it; it shows
+which processes belong to the job, also those that left its process group.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from . import batch, cgroups, host
+from .batch import Account, Job, Options
+from .model import HEAD, Lab, LabError, LabHost
+from .system import CLEAN_ENVIRONMENT, locked, progress, wait_until, write_if_changed
+
+RES = Path(__file__).with_name("job_res.py")
+RES_IN_HOST = "/run/lab-res.py"
+FIRST_JOB = 101
+GRACE = 10.0
+"""Seconds between the signals that end a job (LSF: JOB_TERMINATE_INTERVAL)."""
+
+JOB_GROUP = re.compile(r"job\.(\d+)\.\d+\.\d+")
+
+
+def next_number(lab: Lab) -> int:
+    """Allot a job number."""
+    counter = lab.state / "job_counter"
+    with locked(lab.state / "job_counter.lock"):
+        number = int(counter.read_text()) + 1 if counter.exists() else FIRST_JOB
+        new = counter.with_name("job_counter.new")
+        new.write_text(str(number))
+        new.replace(counter)
+    return number
+
+
+def account(each: LabHost, name: str) -> Account:
+    """Look *name* up on the host; root is no user of a batch system."""
+    etc = Path(f"/proc/{host.required_pid(each)}/root/etc")
+    groups = {line.split(":")[2]: line.split(":")[0] for line in (etc / "group").read_text().splitlines()}
+    for line in (etc / "passwd").read_text().splitlines():
+        fields = line.split(":")
+        if fields[0] == name and fields[2] != "0":
+            uid, gid = int(fields[2]), int(fields[3])
+            return Account(name, uid, gid, groups.get(fields[3], fields[3]), fields[5], fields[6])
+    raise LabError(
+        f"host {each.name} has no ordinary user {name!r}; playbooks/lab_up.yml makes alice and bob"
+    )
+
+
+def _hosts(lab: Lab, options: Options, wanted: str | None) -> list[str]:
+    names = wanted.split(",") if wanted else list(options.hosts) or [each.name for each in lab.hosts[1:]]
+    for name in names:
+        lab.host_named(name)
+    if len(set(names)) != len(names):
+        raise LabError(f"a host is named twice: {','.join(names)}")
+    return names
+
+
+def make_job(lab: Lab, script: str, user: str, hosts: str | None, directory: str | None) -> Job:
+    """Turn a script into a job with a number and hosts."""
+    options = batch.parse(script)
+    allocation = batch.allocate(options, _hosts(lab, options, hosts))
+    who = account(lab.host_named(allocation[0][0]), user)
+    return Job(
+        number=next_number(lab),
+        options=options,
+        allocation=allocation,
+        account=who,
+        directory=directory or who.home,
+        submit_host=HEAD,
+        stamp=int(time.time()),
+    )
+
+
+def _description(job: Job, script: str, extra: Mapping[str, str], *, spool: bool) -> dict[str, object]:
+    """What ``job_res`` is told."""
+    output, error = f"{job.job_file}.out", f"{job.job_file}.err"
+    deliver: dict[str, tuple[str, str]] = {}
+    if spool:
+        mode = "wb" if job.options.overwrite_output else "ab"
+        deliver[output] = (job.expand(job.options.output or f"{job.number}.out"), mode)
+        if job.options.error:
+            deliver[error] = (job.expand(job.options.error), "ab")
+    return {
+        "user": job.account.name,
+        "uid": job.account.uid,
+        "gid": job.account.gid,
+        "directory": job.directory,
+        "environment": {**batch.environment(job), **extra},
+        "job_file": job.job_file,
+        "files": {
+            job.job_file: (batch.job_file(job), 0o700),
+            f"{job.job_file}.shell": (batch.script_file(script), 0o700),
+            f"{job.job_file}.hostfile": ("".join(f"{name}\n" for name in job.slot_hosts), 0o600),
+        },
+        "spool": {1: output, 2: error if job.options.error else output} if spool else {},
+        "deliver": deliver,
+    }
+
+
+def _start(first: LabHost, cgroup: str, description: dict[str, object]) -> subprocess.Popen[str]:
+    # The host may not see this checkout, so it gets the program.
+    write_if_changed(Path(f"/proc/{host.required_pid(first)}/root{RES_IN_HOST}"), RES.read_text())
+    process = subprocess.Popen(
+        [*host.entering(first), "--", "/usr/bin/python3", "-I", RES_IN_HOST],
+        stdin=subprocess.PIPE,
+        text=True,
+        env=CLEAN_ENVIRONMENT,
+        # A job has no terminal; that one's signals are for this program, which passes them on.
+        start_new_session=True,
+        preexec_fn=lambda: cgroups.join(cgroup),
+    )
+    if process.stdin is None:
+        raise LabError("no pipe to the job")
+    json.dump(description, process.stdin)
+    process.stdin.close()
+    return process
+
+
+def submit(lab: Lab, job: Job, script: str, extra: Mapping[str, str], *, spool: bool) -> int:
+    """Run *job* and return its exit status; INT and TERM to this program end the job."""
+    first = lab.host_named(job.allocation[0][0])
+    cgroup = f"{first.cgroup}/lsf/{lab.name}/job.{job.number}.{os.getpid()}.{job.stamp}"
+    progress(
+        f"job {job.number} of {job.account.name} starts on {batch.environment(job)['LSB_MCPU_HOSTS'].strip()}"
+    )
+    cgroups.create(cgroup)
+    process: subprocess.Popen[str] | None = None
+    try:
+        process = _start(first, cgroup, _description(job, script, extra, spool=spool))
+        status = _wait(process, cgroup)
+    finally:
+        # What a job leaves running is LSF's to find; it keeps its cgroup then.
+        if not cgroups.processes(cgroup):
+            cgroups.remove(cgroup)
+    progress(f"job {job.number} ended with exit status {status}")
+    return status
+
+
+def _wait(process: subprocess.Popen[str], cgroup: str) -> int:
+    def interrupted(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        progress("ending the job: INT, TERM, KILL")
+        try:
+            terminate(cgroup)
+        except KeyboardInterrupt:
+            cgroups.kill_all(cgroup)
+        process.wait()
+    code = process.returncode
+    return code if code >= 0 else 128 - code
+
+
+def _keepers(cgroup: str) -> set[int]:
+    """The nsenter of a job, which is outside the host's process namespace and gets no signal of the job's."""
+    own = Path("/proc/self/ns/pid").stat().st_ino
+    keepers = set()
+    for pid in cgroups.processes(cgroup):
+        try:
+            if Path(f"/proc/{pid}/ns/pid").stat().st_ino == own:
+                keepers.add(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return keepers
+
+
+def send(cgroup: str, number: int) -> None:
+    """Send a signal to every process group of the job, as LSF does."""
+    groups = set()
+    for pid in cgroups.processes(cgroup) - _keepers(cgroup):
+        try:
+            groups.add(os.getpgid(pid))
+        except ProcessLookupError:
+            continue
+    for group in groups:
+        try:
+            os.killpg(group, number)
+        except ProcessLookupError:
+            continue
+
+
+def terminate(cgroup: str, grace: float = GRACE) -> None:
+    """End a job as bkill does: CONT, INT, wait, TERM, wait, KILL."""
+    send(cgroup, signal.SIGCONT)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        send(cgroup, number)
+        if wait_until(lambda: not cgroups.processes(cgroup) - _keepers(cgroup), grace):
+            return
+    cgroups.kill_all(cgroup)
+
+
+def find(lab: Lab, job_number: int) -> str:
+    """The cgroup of a running job."""
+    hierarchy = cgroups.hierarchies()[0]
+    for each in lab.hosts:
+        directory = hierarchy / each.cgroup.strip("/") / "lsf" / lab.name
+        for entry in sorted(directory.iterdir()) if directory.is_dir() else ():
+            matched = JOB_GROUP.fullmatch(entry.name)
+            if matched and int(matched[1]) == job_number:
+                return f"{each.cgroup}/lsf/{lab.name}/{entry.name}"
+    raise LabError(f"job {job_number} is not running in lab {lab.name!r}")
+
+
+def signal_number(name: str) -> int:
+    """Number of a signal given as ``TERM``, ``SIGTERM`` or ``15``."""
+    if name.isdecimal() and int(name) in {int(each) for each in signal.Signals}:
+        return int(name)
+    try:
+        return int(signal.Signals["SIG" + name.upper().removeprefix("SIG")])
+    except KeyError as error:
+        raise LabError(f"no such signal: {name}") from error
+
+
+def read_script(path: str) -> str:
+    """Text of the job script; ``-`` is stdin, as in ``bsub < script``."""
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text()
+    except OSError as error:
+        raise LabError(f"{path}: {error.strerror}") from error
