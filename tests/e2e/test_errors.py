@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What goes wrong is one clear line and a documented exit status, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from dockerjob_core import ipam
+
+from .conftest import Cluster, Outcome, job, service_stopped
+
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
+
+
+def check(done: Outcome, status: int, message: str) -> None:
+    lines = [line for line in done.err.splitlines() if line.startswith("hpc_submit_dockerjob:")]
+    assert done.status == status, done
+    assert any(re.search(message, line) for line in lines), done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message"),
+    [
+        ({"extra": "unset APPLICATION"}, 201, "APPLICATION is not set"),
+        ({"extra": "export APPLICATION="}, 201, "APPLICATION is not set"),
+        ({"extra": "unset COMMAND"}, 201, "COMMAND is not set"),
+        ({"extra": "unset JOBDIR"}, 201, "JOBDIR is not set"),
+        ({"extra": "unset LSB_JOBID"}, 201, "no batch job"),
+        ({"extra": "unset LSB_HOSTS LSB_MCPU_HOSTS LSB_DJOB_HOSTFILE"}, 201, "none of LSB_MCPU_HOSTS"),
+        ({"extra": 'export LSB_HOSTS="node1 node3"'}, 201, "different hosts"),
+        ({"application": "nosuch:1"}, 201, "APPLICATION=nosuch:1 is not known here; there is: .*openfoam"),
+        ({"jobdir": "/scratch/missing"}, 201, "No such file.*create it"),
+        ({"jobdir": "/etc"}, 202, "JOBDIR=/etc is on no file system"),
+        (
+            {
+                "extra": 'export LSB_HOSTS="node1 nowhere" LSB_MCPU_HOSTS="node1 1 nowhere 1 " LSB_DJOB_NUMPROC=2'
+            },
+            202,
+            "host nowhere is not in this cluster",
+        ),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_is_created(
+    cluster: Cluster, changes: dict[str, Any], status: int, message: str
+) -> None:
+    check(cluster.submit(job(**changes)), status, message)
+
+
+def test_an_unreachable_host_is_named(cluster: Cluster) -> None:
+    with service_stopped(cluster, "node2", "ssh"):
+        check(cluster.submit(job()), 210, "can't reach 1 of 2 hosts by ssh: node2")
+
+
+def test_a_failing_set_up_on_one_host_takes_the_others_down(cluster: Cluster) -> None:
+    with service_stopped(cluster, "node2", "docker"):
+        check(cluster.submit(job()), 210, "could not start the container on 1 host.*node2")
+
+
+def test_etcd_out_of_reach_is_said(cluster: Cluster) -> None:
+    with service_stopped(cluster, "node1", "haproxy"):
+        check(cluster.submit(job()), 211, "etcd")
+
+
+def test_no_free_network_is_said(cluster: Cluster, site_config: Any) -> None:
+    site_config("network", vlans="4000-4000")
+    with cluster.kvs() as kvs:
+        ipam.reserve(kvs, ipam.NetworkPool("10.128.0.0/9", 24, "4000-4000"), "999999999")
+        try:
+            check(cluster.submit(job()), 212, "VLAN")
+        finally:
+            ipam.release(kvs, "999999999")
+
+
+def test_a_wrong_configuration_names_the_key(cluster: Cluster, site_config: Any) -> None:
+    site_config("network", mtu="many")
+    check(cluster.submit(job()), 203, r"network\.mtu")
+
+
+def test_the_broker_is_not_for_people(cluster: Cluster) -> None:
+    out = cluster.run(
+        "node1",
+        "sh",
+        "-c",
+        "su alice -c 'sudo -n -u dockerjob /share/dockerjob/bin/dockerjob-broker x' 2>&1; true",
+    )
+    assert "password is required" in out or "not allowed" in out
