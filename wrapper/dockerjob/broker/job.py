@@ -47,7 +47,6 @@ from .plan import JobPlan, check_placement, choose_application
 from .playbooks import HostResults, Playbooks
 from .report import Report
 
-RUNNING = b"FALSE"
 _END_OF_OUTPUT = 10.0
 
 
@@ -226,8 +225,8 @@ class Job:
         """Take messages until COMMAND has ended (its status) or *done* (None)."""
         renewal = time.monotonic()
         while not done():
-            finish = state.get(names.finish_key(self.job_id), RUNNING)
-            if finish != RUNNING:
+            finish = state.get(names.finish_key(self.job_id), jobtree.RUNNING)
+            if finish != jobtree.RUNNING:
                 return int(finish)
             if time.time() > limit:
                 raise self._overdue(state)
@@ -250,7 +249,7 @@ class Job:
             elif isinstance(message, OutputEnded) and message.status == 0:
                 # Node 0's container has ended.  A status it has left is in etcd by now.
                 item = kvs.get(names.finish_key(self.job_id))
-                if item is None or item.value == RUNNING:
+                if item is None or item.value == jobtree.RUNNING:
                     raise DiscoveryError(f"{names.node_name(self.job_id, 0)} on {self._hosts[0]} ended early")
                 state[item.key] = item.value
         return None

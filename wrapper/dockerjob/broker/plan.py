@@ -21,7 +21,6 @@ from dockerjob_core import names
 from dockerjob_core.allocation import HostSlots
 from dockerjob_core.errors import PolicyError, RequestError
 from dockerjob_core.ipam import JobNetwork
-from netaddr import IPNetwork
 
 from ..config import Application, Config
 from ..request import JobRequest
@@ -67,25 +66,19 @@ class JobPlan:
         }
 
     def _nodes(self) -> list[dict[str, Any]]:
-        subnet = IPNetwork(str(self.network.subnet))
-        hosts = self.request.allocation.hosts
-        if len(hosts) > subnet.size - 2:
-            raise PolicyError(
-                f"{len(hosts)} hosts don't fit the job network {subnet}; see network.prefix_length"
-            )
-        return [self._node(index, host, str(subnet[index + 1])) for index, host in enumerate(hosts)]
+        return [self._node(index, host) for index, host in enumerate(self.request.allocation.hosts)]
 
-    def _node(self, index: int, host: HostSlots, address: str) -> dict[str, Any]:
+    def _node(self, index: int, host: HostSlots) -> dict[str, Any]:
         return {
             "name": names.node_name(self.job_id, index),
             "host": host.name,
             "slots": host.slots,
-            "address": address,
+            "address": self.network.address(index),
         }
 
     def _host_spec(self, index: int, nodes: list[dict[str, Any]]) -> dict[str, Any]:
         network, container = self.config.network, self.config.container
-        prefix_length = IPNetwork(str(self.network.subnet)).prefixlen
+        prefix_length = self.network.prefix_length
         return {
             "node_index": index,
             "image": self.application.image,
