@@ -201,6 +201,43 @@ def plan_bridge(want: BridgeSpec, have: OvsState) -> Transaction:
     return tuple(commands)
 
 
+@dataclass(frozen=True)
+class Uplink:
+    """The host's interface to the other hosts, as the kernel has it."""
+
+    name: str
+    up: bool
+    merging: tuple[str, ...]
+    """Offloads that are on and make one large frame of several received ones."""
+
+
+def read_uplink(name: str) -> Uplink:
+    """Read the interface *name*; it must exist."""
+    (link,) = json.loads(run(("ip", "-json", "link", "show", "dev", name)).stdout)
+    (features,) = json.loads(run(("ethtool", "--json", "-k", name)).stdout)
+    merging = tuple(
+        feature
+        for feature in ("generic-receive-offload", "large-receive-offload")
+        if features[feature]["active"] and not features[feature]["fixed"]
+    )
+    return Uplink(name, "UP" in link["flags"], merging)
+
+
+def plan_uplink(uplink: Uplink, datapath_type: str) -> tuple[tuple[str, ...], ...]:
+    """Return the commands that make *uplink* fit to carry job networks.
+
+    The userspace datapath takes frames of at most the MTU from an interface and drops
+    what the kernel merged into larger ones, so merging is switched off for it.
+    """
+    commands: list[tuple[str, ...]] = []
+    if datapath_type == "netdev" and uplink.merging:
+        switches = [word for feature in uplink.merging for word in (feature, "off")]
+        commands.append(("ethtool", "-K", uplink.name, *switches))
+    if not uplink.up:
+        commands.append(("ip", "link", "set", uplink.name, "up"))
+    return tuple(commands)
+
+
 def plan_bridge_absent(name: str, have: OvsState) -> Transaction:
     """Return what removes the bridge and all its ports."""
     return (("del-br", name),) if name in have.bridges else ()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+CREATE = "create link"
+
+
 @dataclass(frozen=True)
 class PortSpec:
     """The wanted port; ``None`` leaves a property to the kernel or as it is."""
@@ -185,7 +188,7 @@ def _plan_new(want: PortSpec, state: ovs.OvsState, userspace: bool) -> tuple[Ste
     marks = {**want.external_ids, **want.identity}
     attach = ovs.plan_port(want.bridge, want.link, want.vlan, marks, state)
     return (
-        Run("create link", ("ip", "-batch", "-"), create),
+        Run(CREATE, ("ip", "-batch", "-"), create),
         *((_keep_from_host(want.link),) if userspace else ()),
         Commit("attach port", attach),
         *((_offload_off(want),) if userspace else ()),
@@ -307,13 +310,13 @@ def _write(path: str, value: str) -> None:
 
 
 def attach(want: PortSpec, have: Have) -> tuple[Step, ...]:
-    """Make the port as wanted; if a step fails, take down what there is of it, then raise."""
+    """Make the port as wanted; if making a new one fails, take down what there is of it, then raise."""
     steps = plan_attach(want, have)
     try:
         execute(steps)
     except HostError:
-        state = ovs.read_state()
-        detach([port.name for port in state.find(want.identity)], [want.link])
+        if any(step.name == CREATE for step in steps):
+            detach([port.name for port in ovs.read_state().find(want.identity)], [want.link])
         raise
     return steps
 
@@ -333,3 +336,25 @@ def links_with_alias(alias: str) -> tuple[str, ...]:
     """Return the veth links of this host that carry *alias*."""
     shown = json.loads(run(("ip", "-json", "link", "show", "type", "veth")).stdout or "[]")
     return tuple(link["ifname"] for link in shown if link.get("ifalias") == alias)
+
+
+def link_name(container: str, interface: str) -> str:
+    """Host side of the pair of a container that belongs to no job."""
+    return names.port_name(f"{container}/{interface}")
+
+
+def of_container(state: ovs.OvsState, container: str, interface: str) -> tuple[str, ...]:
+    """Find a container's ports without asking Docker, so also when the container is gone.
+
+    Args:
+        state: the switch.
+        container: the container's name, its id, or at least 12 digits of that.
+        interface: the interface in the container.
+    """
+    by_name = {link_name(container, interface), names.port_name(container)}
+    return tuple(
+        found.name
+        for found in state.find({names.OVS_INTERFACE: interface})
+        if found.name in by_name
+        or (len(container) >= 12 and found.external_ids.get(names.OVS_CONTAINER, "").startswith(container))
+    )
