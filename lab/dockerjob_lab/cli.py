@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 
-from . import cluster, host, submit
+from . import cluster, host, inventory, submit
 from .model import DEFAULT_COMPUTE, MAX_COMPUTE, Lab, LabError, check_name, existing, recorded_compute
 from .system import locked
 
@@ -34,6 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show the lab; exit status 0 if it is up, 3 if not")
     for each in (up, down, status):
         each.add_argument("--json", action="store_true", help="answer in JSON on stdout")
+    for each in (up, down):
+        each.add_argument("--check", action="store_true", help="change nothing, only tell whether it would")
     execute = commands.add_parser(
         "exec", help="run a command on a host, as root", usage="lab.py exec HOST -- CMD..."
     )
@@ -84,31 +86,42 @@ def _wanted_compute(arguments: argparse.Namespace) -> int:
 
 def _up(arguments: argparse.Namespace) -> int:
     wanted = Lab(arguments.name, _wanted_compute(arguments))
-    with locked(wanted.lock):
-        changed = cluster.up(wanted)
-    if arguments.json:
-        print(json.dumps({"changed": changed, "inventory": str(wanted.inventory)}))
+    if arguments.check:
+        changed = cluster.status(wanted).state != "up" or recorded_compute(wanted.name) != wanted.compute
     else:
-        print(
-            f"lab {wanted.name!r} is up{'' if changed else ' (nothing to do)'}; inventory: {wanted.inventory}"
-        )
+        with locked(wanted.lock):
+            changed = cluster.up(wanted)
+    if arguments.json:
+        # Hosts that are not there yet can't be looked at.
+        hosts = () if arguments.check and changed else wanted.hosts
+        told = [{"name": each.name, "vars": inventory.host_variables(wanted, each)} for each in hosts]
+        print(json.dumps({"changed": changed, "inventory": str(wanted.inventory), "hosts": told}))
+    elif arguments.check:
+        print(f"up would change {'something' if changed else 'nothing'}")
+    else:
+        what = "" if changed else " (nothing to do)"
+        print(f"lab {wanted.name!r} is up{what}; inventory: {wanted.inventory}")
     return 0
 
 
 def _down(arguments: argparse.Namespace) -> int:
     lab = Lab(arguments.name, 0)
-    with locked(lab.lock):
-        changed = cluster.down(lab)
+    if arguments.check:
+        changed = cluster.status(lab).state != "down"
+    else:
+        with locked(lab.lock):
+            changed = cluster.down(lab)
     if arguments.json:
         print(json.dumps({"changed": changed}))
+    elif arguments.check:
+        print(f"down would change {'something' if changed else 'nothing'}")
     else:
         print(f"lab {lab.name!r} is gone{'' if changed else ' (nothing to do)'}")
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    compute = recorded_compute(arguments.name)
-    found = cluster.status(Lab(arguments.name, compute or 0), exists=compute is not None)
+    found = cluster.status(Lab(arguments.name, recorded_compute(arguments.name) or 0))
     if arguments.json:
         print(found.as_json())
     else:

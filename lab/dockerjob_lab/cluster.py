@@ -179,11 +179,12 @@ def _host_status(each: LabHost) -> HostStatus:
     )
 
 
-def status(lab: Lab, *, exists: bool) -> Status:
+def status(lab: Lab) -> Status:
     """How *lab* is: ``up``, ``down``, or ``partial``, which ``up`` repairs and ``down`` removes."""
-    hosts = tuple(_host_status(each) for each in lab.hosts) if exists else ()
-    if not exists:
-        state = "partial" if _known_host_names(lab) or network.namespaces(lab) else "down"
-    else:
+    if lab.record.exists():
+        hosts = tuple(_host_status(each) for each in lab.hosts)
         state = "up" if all(each.up for each in hosts) and lab.inventory.exists() else "partial"
+    else:
+        hosts = ()
+        state = "partial" if _known_host_names(lab) or network.namespaces(lab) else "down"
     return Status(lab.name, state, str(lab.state), str(lab.inventory), hosts)

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+
 from .model import Lab, LabHost
 
 SSH_ARGS = (
@@ -12,62 +15,53 @@ SSH_ARGS = (
     " -o UserKnownHostsFile={known_hosts} -o StrictHostKeyChecking=yes"
 )
 
-TEMPLATE = """\
-# Written by lab.py for the lab {name!r}; changes are lost.
-all:
-  vars:
-    ansible_user: root
-    ansible_python_interpreter: /usr/bin/python3
-    ansible_ssh_private_key_file: {key}
-    ansible_ssh_common_args: >-
-      {ssh_args}
-    # Of its own, since every lab uses the same addresses.
-    ansible_control_path_dir: {state}/cp
-    ovs_uplink: eth1
-  hosts:
-{hosts}
-  children:
-    docker_hosts:
-      hosts:
-{all}
-    compute_hosts:
-      hosts:
-{compute}
-    ovs_hosts:
-      hosts:
-{compute}
-    submit_hosts:
-      hosts:
-{compute}
-    etcd:
-      hosts:
-{etcd}
-"""
+
+def _common_variables(lab: Lab) -> dict[str, str]:
+    return {
+        "ansible_user": "root",
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_ssh_private_key_file": str(lab.key),
+        "ansible_ssh_common_args": SSH_ARGS.format(netns=lab.hosts[0].netns, known_hosts=lab.known_hosts),
+        # Ansible names its connections by address, port and user, which all labs share.
+        "ansible_control_path_dir": str(lab.state / "cp"),
+        "ovs_uplink": "eth1",
+    }
 
 
-def _members(hosts: tuple[LabHost, ...]) -> str:
-    return "\n".join(f"        {host.name}:" for host in hosts)
+def _own_variables(host: LabHost) -> dict[str, str]:
+    return {"ansible_host": host.address, "docker_host_cgroup_parent": host.cgroup}
 
 
-def _host(host: LabHost) -> str:
-    return (
-        f"    {host.name}:\n"
-        f"      ansible_host: {host.address}\n"
-        f"      docker_host_cgroup_parent: {host.cgroup}"
-    )
+def host_variables(lab: Lab, host: LabHost) -> dict[str, str]:
+    """All inventory variables of *host*."""
+    return {**_common_variables(lab), **_own_variables(host)}
+
+
+def groups(lab: Lab) -> dict[str, tuple[LabHost, ...]]:
+    """The admin's groups; etcd has three members, or one where there are not enough hosts."""
+    compute = lab.hosts[1:]
+    return {
+        "docker_hosts": lab.hosts,
+        "compute_hosts": compute,
+        "ovs_hosts": compute,
+        "submit_hosts": compute,
+        "etcd": lab.hosts[:3] if len(lab.hosts) >= 3 else lab.hosts[:1],
+    }
+
+
+def _mapping(variables: Mapping[str, str], indent: int) -> Iterable[str]:
+    # A JSON string is a YAML string, whatever is in it.
+    return (f"{'':{indent}}{name}: {json.dumps(value)}" for name, value in variables.items())
 
 
 def text(lab: Lab) -> str:
-    """The inventory of *lab*: three etcd members, or one where there are not enough hosts."""
-    members = lab.hosts[:3] if len(lab.hosts) >= 3 else lab.hosts[:1]
-    ssh_args = SSH_ARGS.format(netns=lab.hosts[0].netns, known_hosts=lab.known_hosts)
-    return TEMPLATE.format(
-        name=lab.name,
-        key=lab.key,
-        state=lab.state,
-        ssh_args=ssh_args,
-        hosts="\n".join(map(_host, lab.hosts)),
-        all=_members(lab.hosts),
-        compute=_members(lab.hosts[1:]),
-        etcd=_members(members),
-    )
+    """The inventory of *lab* as YAML."""
+    lines = [f"# Written by lab.py for the lab {lab.name!r}; changes are lost.", "all:", "  vars:"]
+    lines += _mapping(_common_variables(lab), 4)
+    lines.append("  hosts:")
+    for host in lab.hosts:
+        lines += [f"    {host.name}:", *_mapping(_own_variables(host), 6)]
+    lines.append("  children:")
+    for group, members in groups(lab).items():
+        lines += [f"    {group}:", "      hosts:", *(f"        {host.name}:" for host in members)]
+    return "\n".join(lines) + "\n"

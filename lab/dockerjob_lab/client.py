@@ -1,0 +1,144 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A set-up lab as tests and benchmarks use it: run commands, submit jobs, see what is left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dockerjob_core.kvs import Endpoint, Kvs
+
+ROOT = Path(__file__).parents[2]
+LAB = (sys.executable, str(ROOT / "lab/lab.py"))
+CONFIG = "/etc/dockerjob/config.yml"
+
+
+class LabDownError(Exception):
+    """The lab is not up."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The lab, as an admin and as a batch system reach it.
+
+    Attributes:
+        name: the lab's name.
+        pids: per host, the process whose namespaces are the host's.
+    """
+
+    name: str
+    pids: dict[str, int]
+
+    @classmethod
+    def find(cls, name: str) -> Cluster:
+        """Return the running lab *name*.
+
+        Raises:
+            LabDownError: it is not up.
+        """
+        done = subprocess.run(
+            [*LAB, "--name", name, "status", "--json"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise LabDownError(f"lab {name!r} is not up; run LAB_NAME={name} lab/ensure_cluster.sh")
+        return cls(name, {host["name"]: host["pid"] for host in json.loads(done.stdout)["hosts"]})
+
+    @property
+    def compute(self) -> list[str]:
+        """Names of the compute hosts."""
+        return sorted(host for host in self.pids if host.startswith("node"))
+
+    def path(self, host: str, path: str) -> Path:
+        """A path of a host, as seen from outside."""
+        return Path(f"/proc/{self.pids[host]}/root{path}")
+
+    def run(self, host: str, *argv: str, check: bool = True) -> str:
+        """Run a command on a host as root and return its standard output."""
+        done = subprocess.run(
+            ["nsenter", "-t", str(self.pids[host]), "-a", *argv],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+            timeout=120,
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{host}: {argv}: {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def start(self, script: str, user: str = "alice", hosts: str = "node1,node2") -> subprocess.Popen[str]:
+        """Submit a script's text; its output comes through pipes."""
+        process = subprocess.Popen(
+            [*LAB, "--name", self.name, "submit", "-", "--user", user, "--hosts", hosts],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdin is not None  # noqa: S101  # stdin=PIPE
+        process.stdin.write(script)
+        process.stdin.close()
+        process.stdin = None
+        return process
+
+    def submit(self, script: str, user: str = "alice", hosts: str = "node1,node2") -> Outcome:
+        """Submit a script's text and wait for its end."""
+        process = self.start(script, user, hosts)
+        try:
+            out, err = process.communicate(timeout=180)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return Outcome(process.returncode, out, err)
+
+    def kvs(self) -> Kvs:
+        """The broker's own view of etcd."""
+        config = yaml.safe_load(self.path("node1", CONFIG).read_text())["etcd"]
+        return Kvs.connect(
+            Endpoint(
+                target=f"unix:{self.path('node1', config.get('socket', '/run/dockerjob/relay/etcd.sock'))}",
+                ca=str(self.path("node1", config["ca"])),
+                cert=str(self.path("node1", config["cert"])),
+                key=str(self.path("node1", config["key"])),
+                server_name=config.get("server_name", "etcd"),
+            )
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Everything a job could leave behind."""
+        found: dict[str, Any] = {}
+        for host in self.compute:
+            found[host] = {
+                "containers": self.run(host, "docker", "ps", "-aq").split(),
+                "ports": self.run(host, "ovs-vsctl", "list-ports", "br-job").split(),
+                "links": sorted(
+                    line.split(":")[1].strip() for line in self.run(host, "ip", "-o", "link").splitlines()
+                ),
+                "jobs": self.run(host, "sh", "-c", "ls -A /run/dockerjob/jobs 2>/dev/null; true").split(),
+                "runs": self.run(host, "sh", "-c", "ls -A /var/lib/dockerjob/run 2>/dev/null; true").split(),
+                "processes": self.run(
+                    host, "sh", "-c", "ps -o pid=,args= -u alice,bob,dockerjob 2>/dev/null; true"
+                ).splitlines(),
+                "mounts": len(self.path(host, "/proc/self/mountinfo").read_text().splitlines()),
+            }
+        with self.kvs() as kvs:
+            found["keys"] = [item.key for item in kvs.get_prefix("/").items]
+            found["identities"] = kvs.list_identities()
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a submitted script ended."""
+
+    status: int
+    out: str
+    err: str
