@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from dockerjob_core import ipam
+from dockerjob_lab.client import Cluster, Outcome
 
-from .conftest import Cluster, Outcome, job, service_stopped
+from .conftest import job, service_stopped
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 

@@ -8,8 +8,9 @@ import signal
 import time
 
 import pytest
+from dockerjob_lab.client import ROOT, Cluster, Outcome
 
-from .conftest import ROOT, Cluster, Outcome, job
+from .conftest import job
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
