@@ -1,0 +1,61 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""PID 1 of a node: makes the node's key and configuration, then becomes supervisord."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dockerjob_core.errors import ConfigError, DiscoveryError
+
+from . import mpi, services, ssh
+from .command import EXIT_STATUS_NAME
+from .files import write_atomic, write_in_place
+from .log import ERROR_NAME, StoryLog
+from .spec import READ_ONLY, WRITABLE, JobSpec, load, load_environment
+
+
+def check_writable(directory: Path) -> None:
+    """Raise ``ConfigError`` when the node's directory is not the user's to write."""
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{directory} is not writable for uid {os.getuid()}; the container must run as the job's user"
+        )
+
+
+def write_configuration(spec: JobSpec, read_only: Path, writable: Path) -> None:
+    """Write what sshd and supervisord read, and the first state of ``/etc/hosts``."""
+    environment = mpi.job_environment(os.environ, load_environment(read_only), spec.interface, writable)
+    sshd = ssh.sshd_config(spec.ssh_port, environment, str(writable))
+    write_atomic(writable / "sshd_config", sshd)
+    write_atomic(writable / "authorized_keys", "")
+    write_atomic(writable / "known_hosts", "")
+    write_in_place(writable / "hosts", ssh.hosts([(spec.me.address, spec.me.name)]))
+    write_atomic(writable / "supervisord.conf", services.supervisord_conf(writable))
+    for name in (EXIT_STATUS_NAME, ERROR_NAME):
+        (writable / name).unlink(missing_ok=True)
+
+
+def main() -> int:
+    """Prepare the node and run its services; the exit status tells ``docker`` how it went."""
+    check_writable(WRITABLE)
+    log = StoryLog()
+    spec = load(READ_ONLY)
+    log(f'NODE "{spec.me.name}" STARTS ON HOST "{spec.me.host}" AS UID {os.getuid()}')
+    key = ssh.generate_key(WRITABLE, spec.me.name)
+    write_configuration(spec, READ_ONLY, WRITABLE)
+    _, problem = key.communicate()
+    if key.returncode:
+        log.error(f"ssh-keygen failed on {spec.me.name}: {problem.decode(errors='replace').strip()}")
+        return ConfigError.exit_status
+    services.run_supervisord(WRITABLE / "supervisord.conf")
+    return exit_status(WRITABLE)
+
+
+def exit_status(directory: Path) -> int:
+    """Return COMMAND's exit status if it ran here, an error's if the node gave up, else 0."""
+    if (directory / EXIT_STATUS_NAME).exists():
+        return int((directory / EXIT_STATUS_NAME).read_text())
+    return DiscoveryError.exit_status if (directory / ERROR_NAME).exists() else 0

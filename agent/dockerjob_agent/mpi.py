@@ -1,0 +1,98 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an MPI library needs to know to start ranks on all nodes without a flag from the user.
+
+Open MPI 4 (OMPI_MCA_*), Open MPI 5 (PRTE_MCA_*, PMIX_MCA_*), MPICH and others with Hydra
+(HYDRA_*) and Intel MPI (I_MPI_*) all read their settings from the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dockerjob_core.errors import RequestError
+
+from .files import write_atomic
+from .spec import Node
+
+HOSTFILE = "hostfile"
+MACHINEFILE = "machinefile"
+
+
+def hostfile(nodes: Iterable[Node]) -> str:
+    """Text of a host file in Open MPI's form."""
+    return "".join(f"{node.name} slots={node.slots}\n" for node in nodes)
+
+
+def machinefile(nodes: Iterable[Node]) -> str:
+    """Text of a machine file in the form of MPICH's Hydra and Intel MPI."""
+    return "".join(f"{node.name}:{node.slots}\n" for node in nodes)
+
+
+def defaults(interface: str, directory: Path) -> dict[str, str]:
+    """Environment that makes a plain ``mpirun program`` use the whole allocation.
+
+    Args:
+        interface: The job network's interface.
+        directory: Where the host files lie.
+    """
+    open_mpi = str(directory / HOSTFILE)
+    hydra = str(directory / MACHINEFILE)
+    return {
+        "OMPI_MCA_orte_default_hostfile": open_mpi,
+        "OMPI_MCA_plm_rsh_agent": "ssh",
+        "OMPI_MCA_oob_tcp_if_include": interface,
+        "OMPI_MCA_btl_tcp_if_include": interface,
+        # Single copy between processes (CMA) needs ptrace rights that containers lack.
+        "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+        "OMPI_MCA_smsc": "^cma",
+        # Suspending mpirun suspends the ranks on all nodes.
+        "OMPI_MCA_orte_forward_job_control": "1",
+        "PRTE_MCA_prte_default_hostfile": open_mpi,
+        "PRTE_MCA_plm_ssh_agent": "ssh",
+        "PRTE_MCA_prte_if_include": interface,
+        "PMIX_MCA_ptl_tcp_if_include": interface,
+        "HYDRA_HOST_FILE": hydra,
+        "HYDRA_LAUNCHER": "ssh",
+        "HYDRA_IFACE": interface,
+        "FI_TCP_IFACE": interface,
+        "I_MPI_HYDRA_HOST_FILE": hydra,
+        "I_MPI_HYDRA_BOOTSTRAP": "ssh",
+        "I_MPI_HYDRA_IFACE": interface,
+    }
+
+
+def job_environment(
+    container: Mapping[str, str], request: Mapping[str, str], interface: str, directory: Path
+) -> dict[str, str]:
+    """Environment of COMMAND and of what ssh starts for it: MPI defaults < image < request."""
+    kept = {name: value for name, value in container.items() if not name.startswith("SUPERVISOR_")}
+    return {**defaults(interface, directory), **kept, **request}
+
+
+def write_host_files(nodes: Iterable[Node], directory: Path) -> None:
+    """Write both host files of the node."""
+    listed = tuple(nodes)
+    write_atomic(directory / HOSTFILE, hostfile(listed), 0o644)
+    write_atomic(directory / MACHINEFILE, machinefile(listed), 0o644)
+
+
+def write_job_hostfile(nodes: Iterable[Node], jobdir: Path, relative: str) -> Path:
+    """Write the host file where COMMAND expects it, inside JOBDIR, and return its path.
+
+    Raises:
+        RequestError: The path leads out of JOBDIR, or can't be written.
+    """
+    root = jobdir.resolve()
+    target = root / relative
+    try:
+        parent = target.parent.resolve()
+        if Path(relative).is_absolute() or ".." in Path(relative).parts or not parent.is_relative_to(root):
+            raise RequestError(f"HOSTFILE {relative} leads out of JOBDIR {jobdir}; give a path inside it")
+        parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(parent / target.name, hostfile(nodes), 0o644)
+    except OSError as error:
+        raise RequestError(f"cannot write HOSTFILE {relative} in {jobdir}: {error.strerror}") from error
+    return target

@@ -1,0 +1,135 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""supervisord as PID 1, in this process: it keeps sshd and the agent, reaps, and ends with the agent.
+
+Supervisor 4 waits up to a second in ``poll`` before it starts its programs and again
+after every signal.  A job's containers must be up and down faster than that, so its
+poller is wrapped here: it returns at once for the first time and whenever a signal came.
+Signals to the container go to the agent, which knows what they mean for COMMAND.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .ssh import SSHD
+
+AGENT = "/opt/dockerjob/bin/dockerjob-agent"
+
+FORWARDED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTSTP,
+    signal.SIGCONT,
+)
+"""Signals that ``docker kill --signal`` sends to COMMAND by way of PID 1 and the agent."""
+
+
+def supervisord_conf(directory: Path) -> str:
+    """Text of the node's ``supervisord.conf``; all its files lie in *directory*."""
+    return f"""[supervisord]
+nodaemon=true
+silent=true
+identifier=dockerjob
+logfile={directory}/supervisord.log
+logfile_maxbytes=1MB
+logfile_backups=0
+pidfile={directory}/supervisord.pid
+childlogdir={directory}
+minfds=64
+minprocs=1
+
+[program:sshd]
+command={SSHD} -D -e -f {directory}/sshd_config
+priority=1
+startsecs=0
+autorestart=true
+stopwaitsecs=1
+redirect_stderr=true
+stdout_logfile={directory}/sshd.log
+stdout_logfile_maxbytes=1MB
+stdout_logfile_backups=0
+
+[program:agent]
+command={AGENT} run
+priority=2
+startsecs=0
+autorestart=false
+stopwaitsecs=5
+redirect_stderr=true
+stdout_logfile={directory}/agent.out
+stdout_logfile_maxbytes=1MB
+stdout_logfile_backups=0
+"""
+
+
+class PromptPoller:
+    """Supervisor's poller, woken by signals instead of by its one-second timeout."""
+
+    def __init__(self, inner: Any) -> None:
+        """Wrap *inner*; the wake-up pipe is made on first use, after supervisor closed stray files."""
+        self._inner = inner
+        self._wakeup: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass everything but :meth:`poll` through."""
+        return getattr(self._inner, name)
+
+    def poll(self, timeout: float) -> tuple[list[int], list[int]]:
+        """Wait for files or a signal; return readable and writable descriptors."""
+        if self._wakeup is None:
+            self._wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+            timeout = 0
+        self._inner.register_readable(self._wakeup)
+        readable, writable = self._inner.poll(timeout)
+        if self._wakeup in readable:
+            readable.remove(self._wakeup)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wakeup, 4096)
+        return readable, writable
+
+
+def run_supervisord(configuration: Path) -> None:
+    """Run supervisord until the agent has ended; return when all programs are gone."""
+    # Supervisor has no type information, and is installed in images only.
+    events, supervisord = import_module("supervisor.events"), import_module("supervisor.supervisord")
+    options = supervisord.ServerOptions()
+    options.realize(["--configuration", str(configuration)])
+    options.poller = PromptPoller(options.poller)
+    supervisor = supervisord.Supervisor(options)
+
+    def agent_process() -> Any:
+        return supervisor.process_groups["agent"].processes["agent"]
+
+    def forward(number: int, _frame: Any) -> None:
+        pid = agent_process().pid
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        elif number in (signal.SIGTERM, signal.SIGINT):
+            options.mood = supervisord.SupervisorStates.SHUTDOWN
+
+    def take_signals(_event: Any) -> None:
+        for number in FORWARDED:
+            signal.signal(number, forward)
+
+    def end_with_agent(event: Any) -> None:
+        if event.process.config.name == "agent":
+            options.mood = supervisord.SupervisorStates.SHUTDOWN
+
+    # Sent once supervisor has set its own handlers, before its loop.
+    events.subscribe(events.SupervisorRunningEvent, take_signals)
+    events.subscribe(events.ProcessStateExitedEvent, end_with_agent)
+    events.subscribe(events.ProcessStateFatalEvent, end_with_agent)
+    with contextlib.suppress(SystemExit):
+        supervisor.main()
