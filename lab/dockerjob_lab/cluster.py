@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -142,14 +143,18 @@ def _remove_files(lab: Lab) -> bool:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         lab.state.rmdir()
         changed = True
-        if not any(STATE_ROOT.iterdir()):
-            STATE_ROOT.rmdir()
+        _remove_if_empty(STATE_ROOT)
     if lab.output.is_dir():
         shutil.rmtree(lab.output)
         changed = True
-        if not any(lab.output.parent.iterdir()):
-            lab.output.parent.rmdir()
+        _remove_if_empty(lab.output.parent)
     return changed
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """Remove a directory that labs share, unless another lab (also one just being made) is in it."""
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def _mounts_below(directory: Path) -> list[str]:
