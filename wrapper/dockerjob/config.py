@@ -129,7 +129,6 @@ class Config(_Model):
     limits: Limits = Limits()
     container: ContainerSettings = ContainerSettings()
     minimum_uid: Annotated[int, Field(ge=1)] = 1000
-    state_directory: AbsolutePath = "/var/lib/dockerjob"
     log_directory: AbsolutePath = "/var/log/dockerjob"
 
 

@@ -73,6 +73,11 @@ class JobRequest:
         if self.wall_clock is not None and not 0 < self.wall_clock <= MAX_WALL_CLOCK:
             raise RequestError(f"WALLCLOCK of {self.wall_clock} s is not between 1 s and a year")
 
+    @property
+    def job_id(self) -> str:
+        """The job id of the allocation."""
+        return self.allocation.job_id
+
     def to_json(self) -> bytes:
         """Return the request as one line of JSON."""
         allocation = dataclasses.asdict(self.allocation)

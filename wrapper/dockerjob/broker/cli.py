@@ -10,33 +10,34 @@ on standard input.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import pwd
+import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from dockerjob_core.errors import DockerjobError, RequestError
 
-from ..config import load_config
 from ..request import MAX_REQUEST, JobRequest
-from .identity import caller
-from .inbox import Inbox, Signalled
-from .job import Job, say
+from .playbooks import PlaybookRun
 
-ALSO_SHOWN = frozenset((204, 210))
-"""Exit statuses for which the agents' last log lines help the user."""
+SETUP_TIMEOUT = 600
 
 
 def main() -> None:
     """Entry point: serve one request and exit with the job's status."""
     _settle()
     try:
-        status = serve()
+        request = read_request()
+        with job_directory(request.job_id) as directory:
+            status = serve(request, directory)
     except DockerjobError as error:
-        say(f"hpc_submit_dockerjob: {error}")
+        print(f"hpc_submit_dockerjob: {error}", file=sys.stderr, flush=True)
         status = error.exit_status
     # Threads that still block on the wrapper's pipe must not hold the exit up.
-    sys.stdout.flush()
     os._exit(status)
 
 
@@ -48,26 +49,53 @@ def _settle() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def serve() -> int:
-    """Read the request, run the job, print and record its report."""
-    config = load_config()
-    identity = caller(os.environ, config.minimum_uid)
+def read_request() -> JobRequest:
+    """Read the wrapper's first line.
+
+    Raises:
+        RequestError: it is cut off, too large or malformed.
+    """
     line = sys.stdin.buffer.readline(MAX_REQUEST)
     if not line.endswith(b"\n"):
         raise RequestError("the request is cut off or too large")
-    request = JobRequest.from_json(line)
-    inbox = Inbox()
-    inbox.listen(sys.stdin.buffer)
-    signal.signal(signal.SIGTERM, lambda number, _frame: inbox.put(Signalled(number)))
-    job = Job(config, identity, request, inbox)
-    status = job.run()
-    if status in ALSO_SHOWN:
-        for text in job.explain():
-            say(f"hpc_submit_dockerjob: {text}")
-    if job.report.error:
-        say(f"hpc_submit_dockerjob: {job.report.error}")
-    for text in job.report.lines():
-        say(text)
-    with contextlib.suppress(OSError):
-        job.report.append_to(Path(config.log_directory) / "jobs.jsonl")
-    return status
+    return JobRequest.from_json(line)
+
+
+@contextlib.contextmanager
+def job_directory(job_id: str) -> Iterator[Path]:
+    """Make the job's private directory in the service account's home, and remove it at the end.
+
+    Only one broker on this host can hold it; what a broker that was killed left is removed first.
+    """
+    base = Path(pwd.getpwuid(os.geteuid()).pw_dir) / "run"
+    base.mkdir(mode=0o700, exist_ok=True)
+    lock_file = base / f"{job_id}.lock"
+    lock = os.open(lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A broker that ended in between has removed the file that we have locked.
+        if not lock_file.exists() or not os.path.samestat(os.fstat(lock), lock_file.stat()):
+            raise BlockingIOError
+    except BlockingIOError as error:
+        raise RequestError(f"job {job_id} is already run by another wrapper on this host") from error
+    directory = base / job_id
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        lock_file.unlink(missing_ok=True)
+
+
+def serve(request: JobRequest, directory: Path) -> int:
+    """Run the job, print and record its report."""
+    setup = PlaybookRun(directory, "job_setup.yml", SETUP_TIMEOUT)
+    try:
+        # Ansible loads in a process of its own while these load here: that hides most of a second.
+        from .session import run_job
+
+        return run_job(request, directory, setup)
+    finally:
+        setup.cancel()
+        setup.wait(10)

@@ -30,18 +30,14 @@ class Connections:
         self._hosts = tuple(hosts)
         self._directory = directory
 
-    @property
-    def control_path(self) -> str:
-        """OpenSSH's ControlPath, one socket per address (ssh_config(5))."""
-        return str(self._directory / "%h")
-
     def options(self) -> list[str]:
-        """Return the ssh options shared by the broker and Ansible; they never prompt."""
+        """Return the options shared by the broker and Ansible (ssh_config(5)): one socket per address, no prompt."""
         settings = self._config.ansible
         wanted = {
             "BatchMode": "yes",
             "ConnectTimeout": str(settings.connect_timeout),
             "ControlMaster": "auto",
+            "ControlPath": str(self._directory / "%h"),
             "ControlPersist": "yes",
             "IdentitiesOnly": "yes",
             "ServerAliveInterval": "15",
@@ -62,8 +58,6 @@ class Connections:
             "-i",
             settings.private_key,
             *self.options(),
-            "-o",
-            f"ControlPath={self.control_path}",
             target,
             *command,
         ]

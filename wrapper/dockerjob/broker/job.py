@@ -15,24 +15,22 @@ What each phase leaves if the broker dies right there, and who removes it:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from dockerjob_core import ipam, jobtree, names
+from dockerjob_core.allocation import inventory_of
 from dockerjob_core.errors import (
     DiscoveryError,
     DockerjobError,
     HostError,
     KvsError,
-    RequestError,
     WallClockError,
 )
 from dockerjob_core.kvs import Endpoint, Kvs
@@ -44,7 +42,7 @@ from .connections import Connections
 from .identity import Identity
 from .inbox import Inbox, OutputEnded, Signalled, TreeChanged, WatchFailed
 from .plan import JobPlan, check_placement, choose_application
-from .playbooks import HostResults, Playbooks
+from .playbooks import HostResults, PlaybookRun
 from .report import Report
 
 _END_OF_OUTPUT = 10.0
@@ -62,8 +60,24 @@ class StoppedError(DockerjobError):
 class Job:
     """One job, from a checked request to its exit status."""
 
-    def __init__(self, config: Config, identity: Identity, request: JobRequest, inbox: Inbox) -> None:
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        request: JobRequest,
+        inbox: Inbox,
+        directory: Path,
+        setup: PlaybookRun,
+    ) -> None:
         """Check the request against the site; nothing is created yet.
+
+        Args:
+            config: the site's configuration.
+            identity: the user.
+            request: what the user asks for.
+            inbox: where signals come in.
+            directory: private directory of the job, which the caller removes.
+            setup: the run of ``job_setup.yml`` that waits for its inventory.
 
         Raises:
             RequestError, PolicyError: see :mod:`.plan`.
@@ -75,13 +89,14 @@ class Job:
         self._application = choose_application(config, request.application)
         check_placement(config, request)
         self._hosts = [host.name for host in request.allocation.hosts]
-        self.job_id = request.allocation.job_id
+        self.job_id = request.job_id
         self.report = Report(
             self.job_id, identity.name, request.application, self._hosts, self._application.image
         )
-        self._directory = Path(config.state_directory) / "run" / self.job_id
+        self._directory = directory
+        self._setup = setup
+        self._node_results: dict[str, dict[str, Any]] = {}
         self._connections = Connections(config, self._hosts, self._directory / "ssh")
-        self._playbooks = Playbooks(config, request, self._connections, self._directory)
         self._wall_clock = min(request.wall_clock or config.limits.wall_clock, config.limits.wall_clock)
         self._deadline = time.time() + self._wall_clock
         self._lease = 0
@@ -89,11 +104,10 @@ class Job:
 
     def run(self) -> int:
         """Lead the job to its end and return its exit status; errors are in the report."""
-        with self._own_directory():
-            try:
-                self.report.status = self._run()
-            except DockerjobError as error:
-                self.report.status, self.report.error = error.exit_status, str(error)
+        try:
+            self.report.status = self._run()
+        except DockerjobError as error:
+            self.report.status, self.report.error = error.exit_status, str(error)
         return self.report.status
 
     def _run(self) -> int:
@@ -108,22 +122,6 @@ class Job:
         return self._final_status(status)
 
     # -- set-up -------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _own_directory(self) -> Iterator[None]:
-        """Hold the job's private directory; only one broker on this host can."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise RequestError(f"job {self.job_id} is already run by another wrapper on this host") from error
-        try:
-            yield
-        finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            os.close(handle)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Kvs]:
@@ -187,12 +185,11 @@ class Job:
         """Bring up the node on every host."""
         with self.report.phase("start"):
             self._started = True
-            results = self._playbooks.run(
-                "job_setup.yml",
-                plan.host_specs(),
-                cancelled=lambda: self._inbox.ended_by is not None,
-                timeout=self._config.limits.setup_timeout,
-            )
+            self._setup.release(self._inventory(plan.host_specs()))
+            while not self._setup.wait(0.2):
+                if self._inbox.ended_by is not None:
+                    self._setup.cancel()
+            results = self._setup.results(self._hosts)
             self._check_signal()
             self.report.hosts_detail = {
                 host: result.get("steps", []) for host, result in results.returned.items()
@@ -303,6 +300,27 @@ class Job:
         self._inbox.follow(process)
         return process
 
+    def _inventory(self, host_specs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Build the inventory of a playbook run; without specs it is that of a teardown."""
+        variables = {
+            host: {
+                "ansible_host": self._config.hosts[host].address,
+                "dockerjob_node_spec": dict(host_specs.get(host, {})),
+            }
+            for host in self._hosts
+        }
+        inventory = inventory_of(self._request.allocation, variables)
+        settings = self._config.ansible
+        inventory["all"]["children"]["allocation"]["vars"].update(
+            ansible_user=settings.user,
+            ansible_ssh_private_key_file=settings.private_key,
+            ansible_python_interpreter=settings.python_interpreter,
+            ansible_pipelining=True,
+            ansible_ssh_args=" ".join(["-F", "none", *self._connections.options()]),
+            dockerjob_bridge=self._config.network.bridge,
+        )
+        return inventory
+
     def _check_signal(self) -> None:
         if self._inbox.ended_by is not None:
             raise StoppedError(self._inbox.ended_by)
@@ -314,9 +332,9 @@ class Job:
         results = HostResults()
         if self._started:
             try:
-                results = self._playbooks.run(
-                    "job_teardown.yml", {}, lambda: False, self._config.limits.setup_timeout
-                )
+                run = PlaybookRun(self._directory, "job_teardown.yml", self._config.limits.setup_timeout)
+                run.release(self._inventory({}))
+                results = run.results(self._hosts)
             except HostError as error:
                 results.failed = {host: str(error) for host in self._hosts}
         self._node_results = results.returned
@@ -347,9 +365,3 @@ def _describe(what: str, failed: dict[str, str]) -> str:
     return f"{what} on {len(failed)} host(s): " + "; ".join(
         f"{host}: {reason}" for host, reason in failed.items()
     )
-
-
-def say(line: str) -> None:
-    """Write one line to the user's standard error; a reader that is gone is no reason to stop."""
-    with contextlib.suppress(BrokenPipeError):
-        print(line, file=sys.stderr, flush=True)

@@ -55,7 +55,7 @@ class JobPlan:
     @property
     def job_id(self) -> str:
         """The job id of the allocation."""
-        return self.request.allocation.job_id
+        return self.request.job_id
 
     def host_specs(self) -> dict[str, dict[str, Any]]:
         """Return, per host name, the ``spec`` option of the module ``job_node``."""

@@ -1,7 +1,14 @@
 # Copyright: the hpc.dockerjob authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs the job playbooks through ansible-runner and says what became of each host."""
+"""Runs a job playbook through ansible-runner and says what became of each host.
+
+ansible-playbook needs about a second before its first task.  So it is started as early
+as possible, with a named pipe as its inventory: it loads everything it needs and then
+waits there, while the job is being prepared.  What a host is told, the job's private key
+included, passes through that pipe and is never on disk.  If the broker dies, the pipe
+ends, the inventory does not parse, and ansible-playbook ends too.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +16,13 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ansible_runner  # type: ignore[import-untyped]  # ships no type information
-from dockerjob_core.allocation import inventory_of
 from dockerjob_core.errors import HostError
-
-from ..config import Config
-from ..request import JobRequest
-from .connections import Connections
 
 NODE_TASK = "hpc.dockerjob.job_node"
 
@@ -36,101 +39,101 @@ class HostResults:
         data = event.get("event_data", {})
         host, result = data.get("host"), data.get("res") or {}
         kind = event.get("event")
-        if kind == "runner_on_ok" and data.get("resolved_action", data.get("task_action")) == NODE_TASK:
+        if kind == "runner_on_ok" and data.get("task_action") == NODE_TASK:
             self.returned[host] = result
-        elif kind == "runner_on_failed":
-            self.failed[host] = " ".join(str(result.get("msg", "failed")).split())
-        elif kind == "runner_on_unreachable":
-            self.failed[host] = " ".join(str(result.get("msg", "unreachable")).split())
+        elif kind in ("runner_on_failed", "runner_on_unreachable"):
+            self.failed[host] = " ".join(str(result.get("msg", kind)).split())
         return False
 
 
-@dataclasses.dataclass(frozen=True)
-class Playbooks:
-    """The job playbooks of one job, run with the hosts of its allocation as inventory."""
+class PlaybookRun:
+    """One run of a playbook, started now and released later."""
 
-    config: Config
-    request: JobRequest
-    connections: Connections
-    directory: Path
-
-    def run(
-        self,
-        playbook: str,
-        host_specs: Mapping[str, Mapping[str, Any]],
-        cancelled: Callable[[], bool],
-        timeout: float,
-    ) -> HostResults:
-        """Run ``playbooks/<playbook>`` on the hosts of the allocation.
+    def __init__(
+        self, directory: Path, playbook: Literal["job_setup.yml", "job_teardown.yml"], timeout: float
+    ):
+        """Start ``playbooks/<playbook>``; it waits for its inventory.
 
         Args:
-            playbook: file name.
-            host_specs: per host, the spec for ``job_node``; empty for a teardown.
-            cancelled: polled while it runs; true ends it.
+            directory: private directory of the job; the run makes one of its own in it.
+            playbook: which one; only its plays tagged ``hosts`` are run.
             timeout: seconds after which it is ended.
+        """
+        self._playbook = playbook
+        self._private = directory / Path(playbook).stem
+        self._private.mkdir(mode=0o700)
+        self._inventory = self._private / "inventory.json"
+        os.mkfifo(self._inventory, 0o600)
+        # Reading and writing: opening doesn't wait for ansible-playbook, and it never sees
+        # the end of the pipe before we close it.
+        self._pipe: int | None = os.open(self._inventory, os.O_RDWR | os.O_CLOEXEC)
+        self._cancelled = False
+        self._status = "unstarted"
+        self._results = HostResults()
+        self._thread = threading.Thread(target=self._run, args=(timeout,), name=playbook, daemon=True)
+        self._thread.start()
+
+    def release(self, inventory: Mapping[str, Any]) -> None:
+        """Hand over the inventory; the tasks start now."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            with os.fdopen(pipe, "w", encoding="utf-8") as stream:
+                json.dump(inventory, stream)
+
+    def cancel(self) -> None:
+        """End the run wherever it is; harmless when it has ended."""
+        self._cancelled = True
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            os.close(pipe)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most *timeout* seconds for the end of the run; say whether it has ended."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def results(self, hosts: list[str]) -> HostResults:
+        """Wait for the end and say what became of each of *hosts*.
+
+        A host without a result has failed: a playbook that matched no host counts as
+        successful to Ansible, but not to us.
 
         Raises:
-            HostError: Ansible itself failed, so nothing is known of the hosts.
+            HostError: Ansible failed and named no host.
         """
-        results = HostResults()
-        private = self.directory / "runner"
+        self._thread.join()
+        named = dict(self._results.failed)
+        for host in hosts:
+            if host not in self._results.returned and host not in named:
+                named[host] = f"{self._playbook} ended ({self._status}) before this host was done"
+        if self._status != "successful" and not named:
+            raise HostError(f"{self._playbook} ended with status {self._status}")
+        return HostResults(dict(self._results.returned), named)
+
+    def _run(self, timeout: float) -> None:
         runner = ansible_runner.run(
-            private_data_dir=str(private),
-            playbook=str(collection_directory() / "playbooks" / playbook),
-            inventory=str(self._write_inventory(private, host_specs)),
-            envvars=self._environment(private),
-            settings={"suppress_ansible_output": True, "idle_timeout": 0, "job_timeout": int(timeout)},
-            event_handler=results.collect,
-            cancel_callback=cancelled,
+            private_data_dir=str(self._private),
+            playbook=str(collection_directory() / "playbooks" / self._playbook),
+            inventory=str(self._inventory),
+            envvars=self._environment(),
+            settings={"suppress_ansible_output": True, "job_timeout": int(timeout)},
+            event_handler=self._results.collect,
+            cancel_callback=lambda: self._cancelled,
             cmdline="--tags hosts",
             quiet=True,
         )
-        expected = {host.name for host in self.request.allocation.hosts}
-        silent = expected - set(results.returned) - set(results.failed)
-        # A playbook that matched no host counts as successful to Ansible; to us it does not.
-        for host in silent:
-            results.failed[host] = f"{playbook} ended ({runner.status}) before this host was done"
-        if runner.status != "successful" and not results.failed:
-            raise HostError(f"{playbook} ended with status {runner.status}")
-        return results
+        self._status = runner.status
 
-    def _write_inventory(self, private: Path, host_specs: Mapping[str, Mapping[str, Any]]) -> Path:
-        variables = {
-            host.name: {
-                "ansible_host": self.config.hosts[host.name].address,
-                "dockerjob_node_spec": dict(host_specs.get(host.name, {})),
-            }
-            for host in self.request.allocation.hosts
-        }
-        inventory = inventory_of(self.request.allocation, variables)
-        settings = self.config.ansible
-        inventory["all"]["children"]["allocation"]["vars"].update(
-            ansible_user=settings.user,
-            ansible_ssh_private_key_file=settings.private_key,
-            ansible_python_interpreter=settings.python_interpreter,
-            dockerjob_bridge=self.config.network.bridge,
-        )
-        path = private / "hosts.json"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(
-            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-        ) as stream:
-            json.dump(inventory, stream)
-        return path
-
-    def _environment(self, private: Path) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         return {
             "ANSIBLE_COLLECTIONS_PATH": str(collection_directory().parents[2]),
-            "ANSIBLE_FORKS": str(min(64, max(5, len(self.request.allocation.hosts)))),
-            "ANSIBLE_HOME": str(private / "home"),
+            "ANSIBLE_FORKS": "64",
+            "ANSIBLE_HOME": str(self._private / "home"),
             "ANSIBLE_INJECT_FACT_VARS": "False",
             "ANSIBLE_INVENTORY_ENABLED": "yaml",
             "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
             "ANSIBLE_NOCOLOR": "True",
-            "ANSIBLE_PIPELINING": "True",
-            "ANSIBLE_SSH_ARGS": " ".join(["-F", "none", *self.connections.options()]),
-            "ANSIBLE_SSH_CONTROL_PATH": self.connections.control_path.replace("%", "%%"),
-            "HOME": str(private),
+            "HOME": str(self._private),
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
         }
 

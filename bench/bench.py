@@ -1,0 +1,285 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a job costs, measured in the lab next to a floor on the same hosts.
+
+The floor is the plain way: ``ssh host docker run`` on all hosts at once, and ``docker rm
+-f`` at the end, with the same image.  Floor and job take turns in one run, so the ratios
+hold on a machine whose speed drifts.  Writes ``bench/results.json`` and the table of
+``docs/performance.md``.
+
+Usage: bench.py [--runs N] [--idle SECONDS] [--skip-openfoam]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from dockerjob_lab.client import CONFIG, ROOT, Cluster
+from tables import write_page
+
+HOSTS = ("node1", "node2")
+TICKS = os.sysconf("SC_CLK_TCK")
+PREPARE = (ROOT / "examples/pitzdaily_prepare.bsub").read_text()
+PITZDAILY = (ROOT / "examples/pitzdaily.bsub").read_text()
+
+
+def main() -> None:
+    """Measure everything and write both files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--runs", type=int, default=7, help="pairs of floor and job (default %(default)s)")
+    parser.add_argument("--idle", type=int, default=60, help="seconds to watch a computing job")
+    parser.add_argument("--skip-openfoam", action="store_true")
+    arguments = parser.parse_args()
+    cluster = Cluster.find(os.environ.get("LAB_NAME", "lab"))
+    results: dict[str, Any] = {"hosts": len(HOSTS), "cores": os.cpu_count(), "runs": arguments.runs}
+    results.update(measure_start_and_end(cluster, arguments.runs))
+    results["idle"] = measure_idle(cluster, arguments.idle)
+    if not arguments.skip_openfoam:
+        results["pitzdaily"] = measure_openfoam(cluster)
+    (ROOT / "bench/results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_page(ROOT / "docs/performance.md", results)
+    print(f"written: bench/results.json, docs/performance.md; start {results['ratio']['start']} x the floor")
+
+
+def say(line: str) -> None:
+    """Show progress on standard error."""
+    print(f"--> {line}", file=sys.stderr, flush=True)
+
+
+def timed(action: Callable[[], Any]) -> float:
+    """Return the seconds that *action* takes."""
+    begin = time.monotonic()
+    action()
+    return time.monotonic() - begin
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return minimum, median and maximum, rounded to milliseconds."""
+    return {
+        "min": round(min(values), 3),
+        "median": round(statistics.median(values), 3),
+        "max": round(max(values), 3),
+    }
+
+
+# -- start, discovery, teardown ---------------------------------------------------------
+
+
+def measure_start_and_end(cluster: Cluster, runs: int) -> dict[str, Any]:
+    """Run floor and job in turns; the first pair warms up and is not counted."""
+    floor: list[tuple[float, float]] = []
+    jobs: list[dict[str, Any]] = []
+    for number in range(runs + 1):
+        say(f"start and end: pair {number} of {runs}")
+        pair = (measure_floor(cluster), measure_job(cluster))
+        if number:
+            floor.append(pair[0])
+            jobs.append(pair[1])
+    start = [job["start"] for job in jobs]
+    teardown = [job["phases"]["teardown"] for job in jobs]
+    return {
+        "floor": {"run": spread([f[0] for f in floor]), "rm": spread([f[1] for f in floor])},
+        "start": spread(start),
+        "discovery": spread([job["discovery"] for job in jobs]),
+        "teardown": spread(teardown),
+        "phases": {
+            name: spread([job["phases"].get(name, 0.0) for job in jobs])
+            for name in ("check", "prepare", "start", "discovery", "teardown")
+        },
+        "ratio": {
+            "start": round(statistics.median(s / f[0] for s, f in zip(start, floor, strict=True)), 2),
+            "teardown": round(statistics.median(t / f[1] for t, f in zip(teardown, floor, strict=True)), 2),
+        },
+    }
+
+
+def measure_floor(cluster: Cluster) -> tuple[float, float]:
+    """Start and remove one plain container on each host, over ssh, all hosts at once."""
+    config = yaml.safe_load(cluster.path("node1", CONFIG).read_text())
+    image = config["applications"]["mpihello:1"]["image"]
+    settings = config["ansible"]
+    run = f"docker run -d --name floor --network none --entrypoint sleep {image} 60"
+
+    def on_all(command: str) -> None:
+        ssh = [
+            f"ssh -F none -i {settings['private_key']} -o UserKnownHostsFile={settings['known_hosts']} "
+            f"-o BatchMode=yes {settings['user']}@{config['hosts'][host]['address']} '{command}' >/dev/null &"
+            for host in HOSTS
+        ]
+        cluster.run("node1", "bash", "-c", "\n".join([*ssh, "wait"]))
+
+    on_all("docker rm -f floor 2>/dev/null")
+    return timed(lambda: on_all(run)), timed(lambda: on_all("docker rm -f floor"))
+
+
+def measure_job(cluster: Cluster) -> dict[str, Any]:
+    """Run a small job; its first line of output ends the start."""
+    process, begin = start_wrapper(cluster, "echo first; cat /run/dockerjob/node/agent.log; sleep 1.5")
+    assert process.stdout is not None  # noqa: S101  # stdout=PIPE
+    first = process.stdout.readline()
+    start = time.monotonic() - begin
+    started = max(container_started(cluster, host) for host in HOSTS)
+    log, _ = process.communicate(timeout=120)
+    if process.returncode or first != "first\n":
+        raise RuntimeError(f"the job failed: {process.returncode}: {first}{log}")
+    ready = next(line for line in log.splitlines() if "READY STATE FOR ALL NODES" in line)
+    stamp = datetime.fromisoformat(" ".join(ready.split()[:2])).astimezone()
+    return {
+        "start": start,
+        "discovery": stamp.timestamp() - started,
+        "phases": last_report(cluster)["phases"],
+    }
+
+
+def start_wrapper(cluster: Cluster, command: str) -> tuple[subprocess.Popen[str], float]:
+    """Start the wrapper as alice on the first host, with LSF's variables set."""
+    variables = {
+        "APPLICATION": "mpihello:1",
+        "COMMAND": command,
+        "JOBDIR": "/scratch/alice",
+        "LSB_JOBID": str(time.time_ns() // 10**7 % 10**9 + 1),
+        "LSB_JOBINDEX": "0",
+        "LSB_MCPU_HOSTS": " ".join(f"{host} 2" for host in HOSTS) + " ",
+        "PATH": "/usr/bin:/bin",
+    }
+    argv = ["nsenter", "-t", str(cluster.pids["node1"]), "-a", "setpriv", "--reuid=alice", "--regid=alice"]
+    argv += ["--init-groups", "env", "-i", *(f"{name}={value}" for name, value in variables.items())]
+    begin = time.monotonic()
+    process = subprocess.Popen(
+        [*argv, "/share/bin/hpc_submit_dockerjob"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd="/",
+    )
+    return process, begin
+
+
+def container_started(cluster: Cluster, host: str) -> float:
+    """Return when the one job container of a host was started, in seconds since the epoch."""
+    [name] = cluster.run(host, "docker", "ps", "-q", "--filter", "label=dockerjob.job").split()
+    text = cluster.run(host, "docker", "inspect", "--format", "{{.State.StartedAt}}", name).strip()
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d*Z$", r"\1+00:00", text)).timestamp()
+
+
+def last_report(cluster: Cluster) -> dict[str, Any]:
+    """Return the newest record of the broker's log."""
+    lines = cluster.path("node1", "/var/log/dockerjob/jobs.jsonl").read_text().splitlines()
+    record: dict[str, Any] = json.loads(lines[-1])
+    return record
+
+
+# -- while COMMAND computes -------------------------------------------------------------
+
+
+def measure_idle(cluster: Cluster, seconds: int) -> dict[str, Any]:
+    """Watch everything of ours while COMMAND does nothing, for *seconds*."""
+    say(f"a computing job: watching our processes for {seconds} s")
+    process, _ = start_wrapper(cluster, f"echo first; exec sleep {seconds + 20}")
+    assert process.stdout is not None  # noqa: S101  # stdout=PIPE
+    process.stdout.readline()
+    time.sleep(5)
+    before = {host: processes(cluster, host) for host in HOSTS}
+    time.sleep(seconds)
+    after = {host: processes(cluster, host) for host in HOSTS}
+    process.terminate()
+    process.communicate(timeout=60)
+    return {host: compare(before[host], after[host], seconds) for host in HOSTS}
+
+
+OURS = {
+    "container": ("supervisord", "dockerjob_agent", "dockerjob-agent", "/usr/sbin/sshd -D -f /run/dockerjob"),
+    "relay": ("haproxy",),
+    "wrapper and broker": ("hpc_submit_dockerjob", "dockerjob-broker", "/run/", "docker logs --follow"),
+}
+
+
+def processes(cluster: Cluster, host: str) -> dict[int, dict[str, Any]]:
+    """Return our processes on a host: CPU seconds, proportional memory, and which part they are."""
+    namespace = os.readlink(f"/proc/{cluster.pids[host]}/ns/net")
+    mounts = os.readlink(f"/proc/{cluster.pids[host]}/ns/uts")
+    found: dict[int, dict[str, Any]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            inside = os.readlink(entry / "ns/net") == namespace or os.readlink(entry / "ns/uts") == mounts
+            contained = (
+                "docker" in (entry / "cgroup").read_text() and f"/{host}/" in (entry / "cgroup").read_text()
+            )
+            part = next((part for part, marks in OURS.items() if any(mark in words for mark in marks)), None)
+            if part is None or not (inside or contained):
+                continue
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            memory = re.search(r"^Pss:\s+(\d+)", (entry / "smaps_rollup").read_text(), re.MULTILINE)
+        except OSError:
+            continue
+        cpu = (int(fields[11]) + int(fields[12])) / TICKS
+        found[int(entry.name)] = {"part": part, "cpu": cpu, "kib": int(memory[1]) if memory else 0}
+    return found
+
+
+def compare(
+    before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]], seconds: int
+) -> dict[str, dict[str, float]]:
+    """Add up per part: CPU seconds per minute, and memory in MB."""
+    totals: dict[str, dict[str, float]] = {}
+    for pid, now in after.items():
+        total = totals.setdefault(now["part"], {"cpu_seconds_per_minute": 0.0, "memory_mb": 0.0})
+        used = now["cpu"] - before.get(pid, {"cpu": 0.0})["cpu"]
+        total["cpu_seconds_per_minute"] += used * 60 / seconds
+        total["memory_mb"] += now["kib"] / 1024
+    return {part: {key: round(value, 3) for key, value in total.items()} for part, total in totals.items()}
+
+
+# -- OpenFOAM ---------------------------------------------------------------------------
+
+
+def measure_openfoam(cluster: Cluster) -> dict[str, Any]:
+    """Run pitzDaily in containers and on the bare hosts, and compare the residuals."""
+    say("pitzDaily: in containers")
+    if cluster.submit(PREPARE).status:
+        raise RuntimeError("pitzDaily could not be prepared")
+    contained = cluster.submit(PITZDAILY)
+    say("pitzDaily: the same ranks on the bare hosts")
+    bare = run_bare(cluster)
+    mine, theirs = residuals(contained.out), residuals(bare)
+    return {
+        "contained_seconds": execution_time(contained.out),
+        "bare_seconds": execution_time(bare),
+        "residual_lines": len(mine),
+        "residuals_identical": mine == theirs and len(mine) > 0,
+        "converged": "SIMPLE solution converged" in contained.out,
+    }
+
+
+def run_bare(cluster: Cluster) -> str:
+    """Run the solver with the image's files on the bare hosts: no container, network or agent of ours."""
+    script = ROOT / "bench/bare_openfoam.sh"
+    return cluster.run("node1", "bash", "-c", script.read_text())
+
+
+def residuals(output: str) -> list[str]:
+    """Return the solver's lines that hold numbers of the solution."""
+    return [line for line in output.splitlines() if "Solving for" in line or "continuity errors" in line]
+
+
+def execution_time(output: str) -> float:
+    """Return the solver's own last ClockTime, in seconds."""
+    return float(re.findall(r"ExecutionTime = ([0-9.]+) s", output)[-1])
+
+
+if __name__ == "__main__":
+    main()
