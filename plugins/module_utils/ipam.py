@@ -180,6 +180,12 @@ def release(kvs: Kvs, job_id: str) -> JobNetwork | None:
     return network
 
 
+def find(kvs: Kvs, job_id: str) -> JobNetwork | None:
+    """Return the network reserved for the job; None if it has none."""
+    own = kvs.get(names.network_key(job_id))
+    return _record(own.value) if own else None
+
+
 def list_networks(kvs: Kvs) -> dict[str, JobNetwork]:
     """Return the reserved networks by job id."""
     prefix = f"{names.NETWORKS}/job/"
