@@ -73,14 +73,12 @@ def up(lab: Lab) -> bool:
 
 
 def _ensure_state(lab: Lab) -> bool:
-    if lab.state.exists() and not lab.record.exists() and any(lab.state.iterdir()):
-        raise LabError(f"{lab.state} exists and is no lab's; choose another name")
-    changed = not lab.state.exists()
-    lab.state.mkdir(parents=True, exist_ok=True)
-    # The record comes first: from here on a half-made lab is known to be one.
-    changed = (
-        write_if_changed(lab.record, json.dumps({"name": lab.name, "compute": lab.compute}) + "\n") or changed
-    )
+    record = json.dumps({"name": lab.name, "compute": lab.compute}) + "\n"
+    if lab.record.exists():
+        changed = write_if_changed(lab.record, record)
+    else:
+        _make_state(lab, record)
+        changed = True
     for name, mode in SHARED.items():
         directory = lab.state / name
         if not directory.is_dir():
@@ -90,6 +88,19 @@ def _ensure_state(lab: Lab) -> bool:
         lab.key.unlink(missing_ok=True)
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab-{lab.name}", "-f", str(lab.key)])
     return changed
+
+
+def _make_state(lab: Lab, record: str) -> None:
+    """Make the state directory with its record in one step: from then on a half-made lab is known to be one."""
+    shutil.rmtree(lab.staging, ignore_errors=True)
+    lab.staging.mkdir(parents=True)
+    lab.staging.chmod(0o755)
+    (lab.staging / lab.record.name).write_text(record)
+    try:
+        lab.staging.rename(lab.state)
+    except OSError as error:
+        shutil.rmtree(lab.staging)
+        raise LabError(f"{lab.state} exists and is no lab's; choose another name") from error
 
 
 def _remove_surplus(lab: Lab) -> bool:
@@ -135,7 +146,8 @@ def down(lab: Lab) -> bool:
 
 
 def _remove_files(lab: Lab) -> bool:
-    changed = False
+    changed = lab.staging.exists()
+    shutil.rmtree(lab.staging, ignore_errors=True)
     if lab.record.exists() or (lab.state.is_dir() and not any(lab.state.iterdir())):
         _release_mounts(lab.state)
         # The record goes last, so that an interrupted down still knows the directory as its own.
@@ -143,7 +155,7 @@ def _remove_files(lab: Lab) -> bool:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         lab.state.rmdir()
         changed = True
-        _remove_if_empty(STATE_ROOT)
+    _remove_if_empty(STATE_ROOT)
     if lab.output.is_dir():
         shutil.rmtree(lab.output)
         changed = True
@@ -152,7 +164,7 @@ def _remove_files(lab: Lab) -> bool:
 
 
 def _remove_if_empty(directory: Path) -> None:
-    """Remove a directory that labs share, unless another lab (also one just being made) is in it."""
+    """Remove a directory that labs share, unless it is in use, or not there."""
     with suppress(OSError):
         directory.rmdir()
 

@@ -103,6 +103,11 @@ class Lab:
         return STATE_ROOT / self.name
 
     @property
+    def staging(self) -> Path:
+        """What becomes :attr:`state` once it has a record, so that there is none without."""
+        return STATE_ROOT / f".{self.name}.new"
+
+    @property
     def record(self) -> Path:
         """File that marks :attr:`state` as a lab's and holds its size."""
         return self.state / "lab.json"

@@ -77,6 +77,7 @@ def traces(name: str) -> dict[str, list[str]]:
     links = subprocess.run(["ip", "-json", "link"], capture_output=True, text=True, check=True).stdout
     kept = [
         Path(f"/var/lib/dockerjob-lab/{name}"),
+        Path(f"/var/lib/dockerjob-lab/.{name}.new"),
         ROOT / ".lab" / name,
         Path(f"/run/lock/dockerjob-lab.{name}.lock"),
     ]
