@@ -138,7 +138,7 @@ class Kvs:
     def watch_prefix(self, prefix: str, start_revision: int) -> Watch:
         """Watch the keys that begin with *prefix*, from *start_revision* on."""
         watch = Watch(self._channel, prefix, start_revision)
-        self._watches.append(watch)
+        self._watches = [*(other for other in self._watches if not other.over), watch]
         return watch
 
     # -- leases -------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class Watch:
         self._events: deque[Event] = deque()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._cancelled = threading.Event()
+        self._over = threading.Event()
         self._failure: KvsError | None = None
         create = channel.rpc.WatchCreateRequest(**prefix_range(prefix), start_revision=start_revision)
         self._stream = channel.stub("Watch").Watch(self._requests(create), metadata=REQUIRE_LEADER)
@@ -81,17 +82,23 @@ class Watch:
                 return None
         return self._events.popleft()
 
+    @property
+    def over(self) -> bool:
+        """Whether the watch was cancelled or its connection is lost; events may still be left."""
+        return self._over.is_set()
+
     def cancel(self) -> None:
         """End the watch, also for a thread that waits in it; may be called again."""
         if not self._cancelled.is_set():
             self._cancelled.set()
+            self._over.set()
             self._stream.cancel()
             self._answers.put(None)
 
     def _requests(self, create: Any) -> Iterator[Any]:
         """Send the one request, then keep the stream open in our direction."""
         yield self._channel.rpc.WatchRequest(create_request=create)
-        self._cancelled.wait()
+        self._over.wait()
 
     def _read(self) -> None:
         """Carry answers from the stream to the queue, in a thread, until the stream ends."""
@@ -103,6 +110,8 @@ class Watch:
             )
         except self._grpc_error as error:
             self._answers.put(self._channel.error(self._what, error))
+        finally:
+            self._over.set()
 
     def _take(self, timeout: float | None) -> bool:
         """Take one answer of etcd and keep its events; say whether there was one."""

@@ -22,7 +22,7 @@ from ansible.module_utils.testing import (  # type: ignore[import-untyped]  # an
 )
 from dockerjob_core import ipam, jobtree, names
 from dockerjob_core.kvs import Endpoint, Kvs
-from etcd_fixtures import EtcdServer
+from etcd_fixtures import EtcdServer, running_etcd
 
 pytestmark = pytest.mark.integration
 
@@ -148,6 +148,21 @@ def test_key_info_waits_by_watching(
     assert [entry["value"] for entry in answer["entries"]] == value
     assert 0.2 < time.monotonic() - started < 5
     timer.join()
+
+
+def test_key_info_waits_through_a_restart_of_etcd(module: Module, tmp_path: Path) -> None:
+    with running_etcd(tmp_path / "etcd") as server, Kvs.connect(server.endpoint()) as own:
+
+        def act() -> None:
+            server.stop()
+            server.start()
+            own.put("/1/FINISH", "0")
+
+        timer = threading.Timer(0.3, act)
+        timer.start()
+        answer = module("etcd_key_info", _server=server, key="/1/FINISH", wait_for="present", timeout=20)
+        assert [entry["value"] for entry in answer["entries"]] == ["0"]
+        timer.join()
 
 
 def test_key_info_gives_up_with_what_it_saw(module: Module, kvs: Kvs, prefix: str) -> None:

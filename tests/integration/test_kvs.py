@@ -100,6 +100,7 @@ def test_cancel_ends_a_watch_that_waits(kvs: Kvs, prefix: str) -> None:
     timer = threading.Timer(0.1, watch.cancel)
     timer.start()
     assert list(watch) == []
+    assert watch.over
     watch.cancel()
     timer.join()
 
@@ -117,6 +118,7 @@ def test_a_lost_connection_ends_the_watch_and_a_new_one_resumes(tmp_path: Path) 
         server.stop()
         with pytest.raises(KvsError, match="watch /1/"):
             watch.next(20)
+        assert watch.over
         with pytest.raises(KvsError):
             watch.next(0)  # and says so again, rather than to wait for ever
         server.start()
