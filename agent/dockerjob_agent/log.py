@@ -27,11 +27,17 @@ class StoryLog:
         """Write to ``agent.log`` in *directory*."""
         self._directory = directory
         # O_APPEND and one write per line keep the lines of init and run whole.
-        self._descriptor = os.open(directory / LOG_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._descriptors = [os.open(directory / LOG_NAME, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)]
 
     def __call__(self, text: str) -> None:
         """Append *text* as one line."""
-        os.write(self._descriptor, line(text, datetime.datetime.now()).encode(errors="replace"))
+        data = line(text, datetime.datetime.now()).encode(errors="replace")
+        for descriptor in self._descriptors:
+            os.write(descriptor, data)
+
+    def also_to(self, path: str) -> None:
+        """Write every line from now on to *path* as well."""
+        self._descriptors.append(os.open(path, os.O_WRONLY | os.O_APPEND))
 
     def error(self, text: str) -> None:
         """Log *text* and leave it as the one line that says why this node gave up."""

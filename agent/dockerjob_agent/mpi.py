@@ -48,6 +48,8 @@ def defaults(interface: str, directory: Path) -> dict[str, str]:
         # Single copy between processes (CMA) needs ptrace rights that containers lack.
         "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
         "OMPI_MCA_smsc": "^cma",
+        # The other ways to encode a list of nodes refuse the underscore in our nodes' names.
+        "OMPI_MCA_regx": "naive",
         # Suspending mpirun suspends the ranks on all nodes.
         "OMPI_MCA_orte_forward_job_control": "1",
         "PRTE_MCA_prte_default_hostfile": open_mpi,

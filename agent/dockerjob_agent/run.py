@@ -216,6 +216,9 @@ def main() -> int:
     (WRITABLE / PID_NAME).write_text(f"{os.getpid()}\n")
     try:
         spec = load(READ_ONLY)
+        if spec.verbose and spec.is_master:
+            # The container's stderr, which the user sees beside COMMAND's.
+            log.also_to("/proc/1/fd/2")
         Agent(spec, READ_ONLY, WRITABLE, log).run()
     except DockerjobError as error:
         log.error(str(error))

@@ -105,6 +105,8 @@ def run_supervisord(configuration: Path) -> None:
     events, supervisord = import_module("supervisor.events"), import_module("supervisor.supervisord")
     options = supervisord.ServerOptions()
     options.realize(["--configuration", str(configuration)])
+    # What supervisord's own main sets for its first and, here, only round.
+    options.first, options.test = True, False
     options.poller = PromptPoller(options.poller)
     supervisor = supervisord.Supervisor(options)
 

@@ -47,6 +47,7 @@ class JobSpec:
     deadline: float | None
     discovery_timeout: float
     ssh_port: int
+    verbose: bool
     etcd_target: str
     etcd_server_name: str
 
@@ -86,6 +87,7 @@ def parse(text: str) -> JobSpec:
             deadline=None if raw.get("deadline") is None else float(raw["deadline"]),
             discovery_timeout=float(raw["discovery_timeout"]),
             ssh_port=int(raw["ssh_port"]),
+            verbose=bool(raw.get("verbose", False)),
             etcd_target="unix:" + str(raw["etcd"]["socket"]),
             etcd_server_name=str(raw["etcd"]["server_name"]),
         )
