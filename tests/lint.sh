@@ -9,6 +9,8 @@ run() { printf -- '--- %s\n' "$*"; "$@"; }
 
 run ruff check .
 run ruff format --check .
-run mypy wrapper/dockerjob agent/dockerjob_agent plugins/module_utils lab/dockerjob_lab tests/unit
+run mypy -p dockerjob -p dockerjob_core -p dockerjob_agent -p dockerjob_lab
+run mypy tests/unit
+run tests/sanity.sh
 run yamllint --strict .
 run ansible-lint --profile production --offline
