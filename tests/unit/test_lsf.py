@@ -68,7 +68,7 @@ def test_array_elements_have_their_own_job_id() -> None:
 )
 def test_what_cannot_be_is_refused_by_name(environment: dict[str, str], message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        read(**environment)
+        read(None, **environment)
 
 
 def test_inventory_keeps_the_order_of_the_nodes() -> None:
