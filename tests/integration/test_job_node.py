@@ -1,0 +1,382 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A job's node on a private host: whole or gone, whatever happens and whoever is beside it."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from host_fixtures import Host
+
+pytest_plugins = ["host_fixtures"]
+pytestmark = pytest.mark.integration
+
+USER, GROUP = 4711, 4712
+IMAGE = "dockerjob-test:latest"
+NODE = "/run/dockerjob/node"
+_numbers = itertools.count(7000)
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def arguments(job_id: str, script: str = "exec sleep 600", **changes: Any) -> dict[str, Any]:
+    """The module's options for a node that runs *script* as its first process."""
+    spec = {
+        "node_index": 0,
+        "image": IMAGE,
+        "uid": USER,
+        "gid": GROUP,
+        "groups": [4800, 4801],
+        "entrypoint": ["/bin/sh", "-c", script],
+        "env": {"GREETING": "hello world"},
+        "address": "10.8.0.1/24",
+        "vlan": 31,
+        "files": [
+            {"name": "command", "content_b64": encoded("true")},
+            {"name": "key.pem", "content_b64": encoded("the secret key"), "mode": "0400", "owner": "user"},
+        ],
+        "writable_files": [{"name": "hosts", "content_b64": encoded("127.0.0.1 localhost\n")}],
+        "overlays": [{"file": "rw/hosts", "target": "/etc/hosts"}],
+    }
+    return {"job_id": job_id, "spec": {**spec, **changes}}
+
+
+@pytest.fixture
+def job(host: Host) -> Iterator[str]:
+    """A job's id; after the test the host must hold what it held before."""
+    job_id = str(next(_numbers))
+    before = host.holds()
+    try:
+        yield job_id
+        host.module("job_node", {"job_id": job_id, "state": "absent"})
+        assert host.holds() == before
+    finally:
+        host.docker("rm", "-f", f"{job_id}_node_0", check=False)
+        host.forget_ports()
+        host.run("rm", "-rf", f"/run/dockerjob/jobs/{job_id}")
+
+
+@contextmanager
+def other_job(host: Host) -> Iterator[str]:
+    job_id = f"{next(_numbers)}_3"
+    try:
+        yield job_id
+    finally:
+        host.module("job_node", {"job_id": job_id, "state": "absent"})
+
+
+def inside(host: Host, job_id: str, *argv: str) -> str:
+    return host.docker("exec", f"{job_id}_node_0", *argv)
+
+
+def wait_for(host: Host, job_id: str) -> None:
+    host.docker("wait", f"{job_id}_node_0")
+
+
+class TestPresent:
+    def test_twice(self, host: Host, job: str) -> None:
+        first = host.module("job_node", arguments(job))
+        assert first["changed"]
+        assert first["diff"]["before"]["containers"] == []
+        second = host.module("job_node", arguments(job))
+        assert not second["changed"]
+        assert second["container"] == first["container"]
+        assert second["diff"]["before"] == second["diff"]["after"]
+        assert {"connect", "look", "port"} == {step["name"] for step in second["steps"]}
+
+    def test_check_mode_makes_nothing(self, host: Host, job: str) -> None:
+        before = host.holds()
+        result = host.module("job_node", arguments(job), check_mode=True)
+        assert result["changed"]
+        assert result["diff"]["after"]["containers"] == [f"{job}_node_0"]
+        assert host.holds() == before
+
+    def test_runs_as_the_user_and_nothing_more(self, host: Host, job: str) -> None:
+        result = host.module("job_node", arguments(job))
+        status = inside(host, job, "cat", "/proc/1/status").splitlines()
+        fields = dict(line.split(":\t", 1) for line in status if ":\t" in line)
+        assert fields["Uid"].split() == [str(USER)] * 4
+        assert fields["Gid"].split() == [str(GROUP)] * 4
+        assert fields["Groups"].split() == [str(GROUP), "4800", "4801"]
+        assert (int(fields["CapBnd"], 16), fields["NoNewPrivs"].strip()) == (0, "1")
+        (inspected,) = json.loads(host.docker("inspect", result["container"]["id"]))
+        assert inspected["HostConfig"]["NetworkMode"] == "none"
+        links = json.loads(host.in_container(result["container"]["pid"], "ip", "-json", "link").stdout)
+        assert [(link["ifname"], "UP" in link["flags"]) for link in links] == [("lo", True), ("eth1", True)]
+
+    def test_files(self, host: Host, job: str) -> None:
+        host.module("job_node", arguments(job))
+        shown = host.run("stat", "-c", "%n %u %a", *self._files(job)).stdout.split("\n")
+        top = f"/run/dockerjob/jobs/{job}"
+        assert shown[:-1] == [
+            f"{top} 0 700",
+            f"{top}/ro 0 755",
+            f"{top}/rw {USER} 700",
+            f"{top}/ro/command 0 444",
+            f"{top}/ro/key.pem {USER} 400",
+            f"{top}/rw/hosts {USER} 644",
+        ]
+        assert inside(host, job, "cat", "/run/dockerjob/job/key.pem") == "the secret key"
+        assert inside(host, job, "cat", "/etc/hosts") == "127.0.0.1 localhost"
+        refused = host.run(
+            "/usr/bin/docker", "exec", f"{job}_node_0", "mkdir", "/run/dockerjob/job/x", check=False
+        )
+        assert "Read-only file system" in refused.stderr
+
+    @staticmethod
+    def _files(job: str) -> list[str]:
+        names = ("", "/ro", "/rw", "/ro/command", "/ro/key.pem", "/rw/hosts")
+        return [f"/run/dockerjob/jobs/{job}{name}" for name in names]
+
+    def test_limits(self, host: Host, job: str) -> None:
+        limits = {
+            "memory": 64 << 20,
+            "cpuset": "0",
+            "shm_size": 8 << 20,
+            "pids": 50,
+            "ulimits": [{"name": "nofile", "soft": 100, "hard": 200}],
+        }
+        host.module("job_node", arguments(job, limits=limits))
+        config = json.loads(host.docker("inspect", "-f", "{{json .HostConfig}}", f"{job}_node_0"))
+        assert (config["Memory"], config["MemorySwap"]) == (64 << 20, 64 << 20)
+        assert (config["CpusetCpus"], config["ShmSize"], config["PidsLimit"]) == ("0", 8 << 20, 50)
+        (files,) = (
+            line for line in inside(host, job, "cat", "/proc/1/limits").splitlines() if "open files" in line
+        )
+        assert files.split()[3:5] == ["100", "200"]
+
+    def test_seccomp_profile(self, host: Host, job: str, tmp_path: Path) -> None:
+        profile = tmp_path / "seccomp.json"
+        refused = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
+        profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refused]}))
+        host.module("job_node", arguments(job, seccomp_profile=str(profile)))
+        done = host.run("/usr/bin/docker", "exec", f"{job}_node_0", "mkdir", f"{NODE}/x", check=False)
+        assert "Operation not permitted" in done.stderr
+
+    def test_other_specification_replaces(self, host: Host, job: str) -> None:
+        first = host.module("job_node", arguments(job))
+        second = host.module("job_node", arguments(job, env={"GREETING": "servus"}))
+        assert second["changed"]
+        assert second["container"]["id"] != first["container"]["id"]
+        assert (
+            len(
+                host.ovs(
+                    "--bare", "--columns=name", "find", "Port", f"external_ids:dockerjob_job={job}"
+                ).split()
+            )
+            == 1
+        )
+
+    def test_lost_port_is_repaired(self, host: Host, job: str) -> None:
+        first = host.module("job_node", arguments(job))
+        (port,) = first["diff"]["after"]["ports"]
+        host.ovs("del-port", port)
+        result = host.module("job_node", arguments(job))
+        assert result["changed"]
+        assert result["container"] == first["container"]
+        assert host.ovs("get", "Port", port, "tag") == "31"
+        assert not host.module("job_node", arguments(job))["changed"]
+
+    def test_no_key_in_the_result(self, host: Host, job: str) -> None:
+        assert encoded("the secret key") not in json.dumps(host.module("job_node", arguments(job)))
+
+
+class TestFailure:
+    @pytest.mark.parametrize(
+        ("wrong", "said"),
+        [
+            ({"image": "nonesuch:1"}, "No such image"),
+            ({"vlan": 5000}, "5000"),
+            ({"address": "10.8.0.1/99"}, "10.8.0.1/99"),
+            ({"entrypoint": ["/bin/nonesuch"]}, "/bin/nonesuch"),
+            ({"files": [{"name": "../x", "content_b64": ""}]}, "not the name of a job's file"),
+            ({"files": [{"name": "x", "content_b64": "%"}]}, "file x:"),
+            ({"mounts": [{"source": "/nonesuch", "target": "/mnt"}]}, "/nonesuch"),
+            ({"seccomp_profile": "/nonesuch.json"}, "/nonesuch.json"),
+        ],
+    )
+    def test_leaves_nothing(self, host: Host, job: str, wrong: dict[str, Any], said: str) -> None:
+        before = host.holds()
+        result = host.module("job_node", arguments(job, **wrong), fails=True)
+        assert said in result["msg"]
+        assert "\n" not in result["msg"]
+        assert host.holds() == before
+
+    def test_missing_bridge_leaves_nothing(self, host: Host, job: str) -> None:
+        before = host.holds()
+        result = host.module("job_node", {**arguments(job), "bridge": "br-none"}, fails=True)
+        assert result["msg"] == "Open vSwitch has no bridge br-none on this host; run cluster_setup"
+        assert host.holds() == before
+
+    def test_container_that_ends_at_once_says_why(self, host: Host, job: str) -> None:
+        script = f"echo no image for me >{NODE}/agent.log; exit 3"
+        before = host.holds()
+        result = host.module("job_node", arguments(job, script), fails=True)
+        assert "no image for me" in result["msg"]
+        assert host.holds() == before
+
+    def test_no_docker_daemon(self, host: Host, job: str) -> None:
+        wrong = {**arguments(job), "docker_host": "unix:///run/nonesuch.sock"}
+        assert "unix:///run/nonesuch.sock" in host.module("job_node", wrong, fails=True)["msg"]
+
+    def test_container_of_somebody_else_is_left_alone(self, host: Host, job: str) -> None:
+        host.docker("create", "--name", f"{job}_node_0", IMAGE, "/bin/sleep", "600")
+        try:
+            before = host.holds()
+            result = host.module("job_node", arguments(job), fails=True)
+            assert "does not carry job" in result["msg"]
+            assert not host.module("job_node", {"job_id": job, "state": "absent"})["changed"]
+            assert host.holds() == before
+        finally:
+            host.docker("rm", "-f", f"{job}_node_0")
+
+
+class TestAbsent:
+    def test_twice(self, host: Host, job: str) -> None:
+        host.module("job_node", arguments(job))
+        gone = {"job_id": job, "state": "absent"}
+        assert host.module("job_node", gone, check_mode=True)["changed"]
+        first = host.module("job_node", gone)
+        assert first["changed"]
+        (node,) = first["nodes"]
+        assert (node["name"], node["running"], node["exit_code"]) == (f"{job}_node_0", True, None)
+        second = host.module("job_node", gone)
+        assert (second["changed"], second["nodes"]) == (False, [])
+
+    def test_reports_how_the_node_ended(self, host: Host, job: str) -> None:
+        lines = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); done"
+        script = f"sleep 1; echo 7 >{NODE}/exit_status; ({lines}) >{NODE}/agent.log; exit 9"
+        host.module("job_node", arguments(job, script))
+        wait_for(host, job)
+        (node,) = host.module("job_node", {"job_id": job, "state": "absent"})["nodes"]
+        assert (node["running"], node["exit_code"], node["exit_status"]) == (False, 9, "7")
+        assert node["agent_log"].splitlines() == [f"line {number}" for number in range(100, 300)]
+
+    def test_container_killed_and_removed_by_hand(self, host: Host, job: str) -> None:
+        host.module("job_node", arguments(job, f"echo 5 >{NODE}/exit_status; exec sleep 600"))
+        host.docker("rm", "-f", f"{job}_node_0")
+        (node,) = host.module("job_node", {"job_id": job, "state": "absent"})["nodes"]
+        assert (node["name"], node["exit_status"]) == (None, "5")
+
+    def test_half_built(self, host: Host, job: str) -> None:
+        """A pair that is in no bridge yet, and files, as a set-up leaves them that was killed."""
+        alias = f"dockerjob.job={job}"
+        host.run("ip", "link", "add", f"dj{job}", "type", "veth", "peer", "name", f"pj{job}")
+        host.run("ip", "link", "set", f"dj{job}", "alias", alias)
+        host.run("mkdir", "-p", f"/run/dockerjob/jobs/{job}/ro")
+        result = host.module("job_node", {"job_id": job, "state": "absent"})
+        assert result["diff"]["before"] == {
+            "containers": [],
+            "ports": [],
+            "links": [f"dj{job}"],
+            "directory": True,
+        }
+
+    def test_neighbour_stays(self, host: Host, job: str) -> None:
+        with other_job(host) as neighbour:
+            host.module("job_node", arguments(neighbour))
+            held = host.holds()
+            host.module("job_node", arguments(job, address="10.8.0.2/24"))
+            host.module("job_node", {"job_id": job, "state": "absent"})
+            assert host.holds() == held
+            assert not host.module("job_node", arguments(neighbour))["changed"]
+
+    def test_job_whose_id_begins_alike_stays(self, host: Host, job: str) -> None:
+        """``70`` is not ``70_1``, and a label filter must not take one for the other."""
+        element = f"{job}_1"
+        host.module("job_node", arguments(element))
+        try:
+            assert not host.module("job_node", {"job_id": job, "state": "absent"})["changed"]
+            assert not host.module("job_node", arguments(element))["changed"]
+        finally:
+            host.module("job_node", {"job_id": element, "state": "absent"})
+
+
+class TestHostileUser:
+    """The user's processes own ``rw/`` and may put there what they like."""
+
+    def end(self, host: Host, job: str, script: str) -> dict[str, Any]:
+        host.module("job_node", arguments(job, f"sleep 1; cd {NODE}; {script}"))
+        wait_for(host, job)
+        result = host.module("job_node", {"job_id": job, "state": "absent"})
+        node: dict[str, Any] = result["nodes"][0]
+        return node
+
+    def test_links_are_not_followed(self, host: Host, job: str) -> None:
+        node = self.end(host, job, "ln -s /etc/shadow agent.log; ln -s /etc/passwd exit_status")
+        assert (node["agent_log"], node["exit_status"]) == (None, None)
+
+    def test_link_to_a_directory_keeps_what_it_leads_to(self, host: Host, job: str) -> None:
+        host.run("mkdir", "-p", "/run/precious/deep")
+        try:
+            self.end(host, job, "ln -s /run/precious a; mkdir b; ln -s /run/precious b/c")
+            assert host.run("test", "-d", "/run/precious/deep").returncode == 0
+        finally:
+            host.run("rm", "-rf", "/run/precious")
+
+    def test_pipe_does_not_block(self, host: Host, job: str) -> None:
+        node = self.end(host, job, "busybox mkfifo agent.log; mkdir exit_status")
+        assert (node["agent_log"], node["exit_status"]) == (None, None)
+
+    def test_large_and_strange_files_are_cut(self, host: Host, job: str) -> None:
+        node = self.end(
+            host, job, "head -c 3000000 /dev/urandom >agent.log; head -c 5000 /dev/zero >exit_status"
+        )
+        assert len(node["agent_log"]) <= 256 * 1024
+        assert len(node["exit_status"]) <= 64
+
+    def test_deep_directories_are_removed(self, host: Host, job: str) -> None:
+        self.end(host, job, "i=0; while [ $i -lt 1100 ]; do mkdir d; cd d; i=$((i+1)); done")
+
+
+class TestUnderAnsible:
+    def test_with_debians_python_and_docker_library(self, host: Host, job: str, tmp_path: Path) -> None:
+        """Through Ansible itself, which sends the module to the interpreter a real host has."""
+        play = {
+            "hosts": "localhost",
+            "gather_facts": False,
+            "tasks": [
+                {"name": name, "hpc.dockerjob.job_node": options, "register": name}
+                for name, options in (
+                    ("made", arguments(job)),
+                    ("again", arguments(job)),
+                    ("gone", {"job_id": job, "state": "absent"}),
+                )
+            ],
+        }
+        shown = "{{ {'made': made, 'again': again, 'gone': gone} }}"
+        play["tasks"].append(  # type: ignore[attr-defined]
+            {"name": "Show", "ansible.builtin.copy": {"content": shown, "dest": str(tmp_path / "out.json")}}
+        )
+        (tmp_path / "play.json").write_text(json.dumps([play]))
+        playbook = os.path.join(os.path.dirname(sys.executable), "ansible-playbook")
+        interpreter = "ansible_python_interpreter=/usr/bin/python3"
+        environment = {
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": os.path.join(os.getcwd(), ".build"),
+            "ANSIBLE_LOCAL_TEMP": str(tmp_path),
+            "ANSIBLE_REMOTE_TEMP": str(tmp_path),
+        }
+        done: subprocess.CompletedProcess[str] = host.run(
+            playbook, "-i", "localhost,", "-c", "local", "-e", interpreter, str(tmp_path / "play.json"),
+            check=False, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        results = json.loads((tmp_path / "out.json").read_text())
+        assert [results[name]["changed"] for name in ("made", "again", "gone")] == [True, False, True]

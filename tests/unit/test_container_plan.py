@@ -1,0 +1,114 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the Docker daemon is told."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+from dockerjob_core import container
+from dockerjob_core.container import ContainerSpec, Limits, Mount, Ulimit
+
+SPEC = ContainerSpec("748", 0, "openfoam", 1000, 1001, groups=(20, 30), env={"B": "2", "A": "1 x"})
+
+
+def host_config(spec: ContainerSpec) -> container.Payload:
+    config: container.Payload = container.payload(spec)["HostConfig"]
+    return config
+
+
+def test_the_container_is_bounded() -> None:
+    body = container.payload(SPEC)
+    assert body["User"] == "1000:1001"
+    assert body["Hostname"] == "748_node_0"
+    assert body["Env"] == ["A=1 x", "B=2"]
+    config = body["HostConfig"]
+    assert config["GroupAdd"] == ["20", "30"]
+    assert config["CapDrop"] == ["ALL"]
+    assert config["SecurityOpt"] == ["no-new-privileges:true"]
+    assert (config["NetworkMode"], config["Privileged"], config["IpcMode"]) == ("none", False, "private")
+    assert config["RestartPolicy"] == {"Name": "no"}
+
+
+@pytest.mark.parametrize("option", ["CapAdd", "PidMode", "UTSMode", "UsernsMode", "CgroupParent", "Binds"])
+def test_what_would_loosen_it_has_no_place(option: str) -> None:
+    everything = replace(
+        SPEC, mounts=(Mount("/a", "/b"),), devices=("/dev/x",), labels={"a": "b"}, seccomp="{}"
+    )
+    assert option not in host_config(everything)
+
+
+def test_marks_cannot_be_overridden() -> None:
+    labels = container.payload(replace(SPEC, labels={"dockerjob.job": "1", "site": "x"}))["Labels"]
+    assert (labels["dockerjob.job"], labels["dockerjob.node"], labels["site"]) == ("748", "748_node_0", "x")
+
+
+def test_mounts_devices_and_profile() -> None:
+    config = host_config(
+        replace(SPEC, mounts=(Mount("/a", "/b", True, "rslave"),), devices=("/dev/x",), seccomp="{}")
+    )
+    assert config["Mounts"] == [
+        {
+            "Type": "bind",
+            "Source": "/a",
+            "Target": "/b",
+            "ReadOnly": True,
+            "BindOptions": {"Propagation": "rslave"},
+        }
+    ]
+    assert config["Devices"] == [
+        {"PathOnHost": "/dev/x", "PathInContainer": "/dev/x", "CgroupPermissions": "rw"}
+    ]
+    assert config["SecurityOpt"][1] == "seccomp={}"
+
+
+def test_limits() -> None:
+    limits = Limits(1 << 30, 1.5, "0-3", 1 << 20, 100, (Ulimit("memlock", -1, -1),))
+    config = host_config(replace(SPEC, limits=limits))
+    assert (config["Memory"], config["MemorySwap"]) == (1 << 30, 1 << 30)
+    assert (config["NanoCpus"], config["CpusetCpus"]) == (1_500_000_000, "0-3")
+    assert config["Ulimits"] == [{"Name": "memlock", "Soft": -1, "Hard": -1}]
+
+
+def test_no_limit_is_not_mentioned() -> None:
+    assert not {"Memory", "MemorySwap", "NanoCpus", "PidsLimit", "ShmSize"} & host_config(SPEC).keys()
+
+
+def digest(spec: ContainerSpec, extra: str = "") -> str:
+    mark: str = container.payload(spec, extra)["Labels"]["dockerjob.spec"]
+    return mark
+
+
+CHANGES: dict[str, object] = {
+    "job_id": "749",
+    "node_index": 1,
+    "image": "other",
+    "uid": 1,
+    "gid": 1,
+    "groups": (20,),
+    "hostname": "h",
+    "entrypoint": ("/bin/sh",),
+    "env": {"A": "1"},
+    "mounts": (Mount("/a", "/b"),),
+    "limits": Limits(memory=1),
+    "seccomp": "{}",
+    "devices": ("/dev/x",),
+    "labels": {"a": "b"},
+}
+
+
+def test_the_changes_cover_every_field() -> None:
+    assert CHANGES.keys() == {item.name for item in fields(ContainerSpec)}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_change_is_another_container(field: str) -> None:
+    changed = replace(SPEC, **{field: CHANGES[field]})  # type: ignore[arg-type]
+    assert digest(changed) != digest(SPEC)
+
+
+def test_digest_covers_files_and_is_stable() -> None:
+    assert digest(SPEC, "files") != digest(SPEC)
+    assert digest(SPEC) == digest(replace(SPEC, env={"A": "1 x", "B": "2"}))
