@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,6 +174,18 @@ class JobContainers:
             assert time.monotonic() < deadline, f"no {text!r} in the log of node {index}:\n{self.log(index)}"
             time.sleep(0.05)
         return self.log(index)
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float = 10) -> None:
+        """Wait until *condition* holds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come to this in time"
+            time.sleep(0.05)
+
+    def state_of_command(self) -> str:
+        """Process states of COMMAND's processes on the master."""
+        listed = self.docker.run("top", self.nodes[0], "-eo", "pid,stat,args").splitlines()
+        return "".join(line.split()[1] for line in listed if "/bin/bash -c" in line)
 
     def wait_for_end(self, index: int, timeout: float = 30) -> int:
         """Wait until a node's container has ended and return its exit status."""

@@ -182,6 +182,7 @@ class Agent:
         while True:
             event = self._next(None)
             if isinstance(event, Ended):
+                self._log(f"<<< MASTER: COMMAND ended with status {event.status} >>>")
                 self._report(event.status)
                 return
             if isinstance(event, Change):
@@ -197,7 +198,6 @@ class Agent:
 
     def _report(self, status: int) -> None:
         """Leave COMMAND's exit status on the host and in etcd."""
-        self._log(f"<<< MASTER: COMMAND ended with status {status} >>>")
         write_atomic(self._writable / EXIT_STATUS_NAME, f"{status}\n", 0o644)
         self._tree.finish(status)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,15 @@ stdout_logfile_backups=0
 class PromptPoller:
     """Supervisor's poller, woken by signals instead of by its one-second timeout."""
 
-    def __init__(self, inner: Any) -> None:
-        """Wrap *inner*; the wake-up pipe is made on first use, after supervisor closed stray files."""
+    def __init__(self, inner: Any, started: Callable[[], None]) -> None:
+        """Wrap *inner*; the wake-up pipe is made on first use, after supervisor closed stray files.
+
+        Args:
+            inner: The poller that supervisor chose.
+            started: Called once, when supervisor's loop begins.
+        """
         self._inner = inner
+        self._started = started
         self._wakeup: int | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -89,6 +96,7 @@ class PromptPoller:
         if self._wakeup is None:
             self._wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+            self._started()
             timeout = 0
         self._inner.register_readable(self._wakeup)
         readable, writable = self._inner.poll(timeout)
@@ -107,7 +115,6 @@ def run_supervisord(configuration: Path) -> None:
     options.realize(["--configuration", str(configuration)])
     # What supervisord's own main sets for its first and, here, only round.
     options.first, options.test = True, False
-    options.poller = PromptPoller(options.poller)
     supervisor = supervisord.Supervisor(options)
 
     def agent_process() -> Any:
@@ -121,17 +128,17 @@ def run_supervisord(configuration: Path) -> None:
         elif number in (signal.SIGTERM, signal.SIGINT):
             options.mood = supervisord.SupervisorStates.SHUTDOWN
 
-    def take_signals(_event: Any) -> None:
-        for number in FORWARDED:
-            signal.signal(number, forward)
-
     def end_with_agent(event: Any) -> None:
         if event.process.config.name == "agent":
             options.mood = supervisord.SupervisorStates.SHUTDOWN
 
-    # Sent once supervisor has set its own handlers, before its loop.
-    events.subscribe(events.SupervisorRunningEvent, take_signals)
-    events.subscribe(events.ProcessStateExitedEvent, end_with_agent)
-    events.subscribe(events.ProcessStateFatalEvent, end_with_agent)
-    with contextlib.suppress(SystemExit):
+    def take_over() -> None:
+        # Not earlier: supervisor sets its own handlers and forgets all subscribers when it starts.
+        for number in FORWARDED:
+            signal.signal(number, forward)
+        events.subscribe(events.ProcessStateExitedEvent, end_with_agent)
+        events.subscribe(events.ProcessStateFatalEvent, end_with_agent)
+
+    options.poller = PromptPoller(options.poller, take_over)
+    with contextlib.suppress(supervisord.asyncore.ExitNow):
         supervisor.main()
