@@ -52,7 +52,7 @@ ovsdb-server /etc/openvswitch/conf.db --remote=punix:/run/openvswitch/db.sock --
 ovs-vsctl --no-wait init
 ovs-vswitchd --detach --no-chdir --pidfile --log-file="$STATE/vswitchd.log" -vconsole:off
 exec /usr/sbin/dockerd --iptables=false --bridge=none --cgroup-parent="$CGROUP" --host="$SOCKET" \\
-    --exec-opt=native.cgroupdriver=cgroupfs >"$STATE/dockerd.log" 2>&1
+    --data-root="$STATE/docker" --exec-opt=native.cgroupdriver=cgroupfs >"$STATE/dockerd.log" 2>&1
 """
 
 

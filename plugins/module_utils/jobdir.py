@@ -13,9 +13,11 @@ container sees its two halves as mounts.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
+import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ EXIT_STATUS = "exit_status"
 LOG_BYTES = 256 * 1024
 LOG_LINES = 200
 STATUS_BYTES = 64
+LOCK_TIMEOUT = 60
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -67,33 +70,72 @@ class JobDirectory:
         """Tell whether it is there, as whatever kind of file."""
         return os.path.lexists(self.path)
 
-    def create(self, read_only: Sequence[JobFile], writable: Sequence[JobFile], uid: int, gid: int) -> None:
-        """Make the directory with all its files; there must be none of that name."""
-        try:
+    def create(self) -> None:
+        """Make the empty directory; there must be none of that name."""
+        with self._translated("make"):
             os.makedirs(os.path.dirname(self.path), mode=0o711, exist_ok=True)
             os.mkdir(self.path, 0o700)
-            with _opened(self.path) as top:
-                for name, files, mode in ((READ_ONLY, read_only, 0o755), (WRITABLE, writable, 0o700)):
-                    os.mkdir(name, 0o700, dir_fd=top)
-                    with _opened(name, top) as directory:
-                        for file in files:
-                            _write(directory, file, uid, gid)
-                        if name == WRITABLE:
-                            os.fchown(directory, uid, gid)
-                        os.fchmod(directory, mode)
+
+    def fill(self, read_only: Sequence[JobFile], writable: Sequence[JobFile], uid: int, gid: int) -> None:
+        """Make the two halves with all their files."""
+        with self._translated("make"), _opened(self.path) as top:
+            for name, files, mode in ((READ_ONLY, read_only, 0o755), (WRITABLE, writable, 0o700)):
+                os.mkdir(name, 0o700, dir_fd=top)
+                with _opened(name, top) as directory:
+                    for file in files:
+                        _write(directory, file, uid, gid)
+                    if name == WRITABLE:
+                        os.fchown(directory, uid, gid)
+                    os.fchmod(directory, mode)
+
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Hold the directory's lock, waiting for whoever has it; yields whether there is a directory.
+
+        A set-up outlives the connection it was started over, so a teardown can come while it
+        is still at work.
+        """
+        try:
+            directory = os.open(self.path, _DIRECTORY)
+        except OSError:
+            yield False  # nothing to lock: nobody is at work on this job
+            return
+        try:
+            self._lock(directory)
+            yield os.fstat(directory).st_nlink > 0
+        finally:
+            os.close(directory)
+
+    def _lock(self, directory: int) -> None:
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise HostError(
+                        f"another run is still at work on job {self.job_id} after {LOCK_TIMEOUT} s"
+                    ) from None
+                time.sleep(0.02)
+            else:
+                return
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise HostError(f"cannot make {self.path}: {error}") from error
+            raise HostError(f"cannot {what} {self.path}: {error}") from error
 
     def remove(self) -> bool:
         """Delete it with all that is in it; return whether there was anything."""
         parent, name = os.path.split(self.path)
-        try:
-            with _opened(parent) as directory:
-                return remove_tree(directory, name)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise HostError(f"cannot remove {self.path}: {error}") from error
+        with self._translated("remove"):
+            try:
+                with _opened(parent) as directory:
+                    return remove_tree(directory, name)
+            except FileNotFoundError:
+                return False
 
     def agent_log(self) -> str | None:
         """Return the last lines of the agent's log, or ``None`` if there is none that can be trusted."""

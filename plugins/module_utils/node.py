@@ -227,14 +227,10 @@ def present(spec: NodeSpec, engine: Engine, clock: Clock, *, check_mode: bool) -
     after = {**_wanted(spec), "spec": body["Labels"][names.LABEL_SPEC]}
     if check_mode:
         return Outcome(True, leftovers.summary(), after)
-    try:
-        if leftovers:
-            _remove(leftovers, spec.directory, engine, clock)
-            state = ovs.read_state()
-        found = _build(spec, body, state, engine, clock)
-    except HostError as error:
-        raise _rolled_back(error, spec, engine, clock) from error
-    return Outcome(True, leftovers.summary(), after, found)
+    if leftovers:
+        absent(spec.directory, engine, clock, check_mode=False)
+        state = ovs.read_state()
+    return Outcome(True, leftovers.summary(), after, _build(spec, body, state, engine, clock))
 
 
 def _wanted(spec: NodeSpec) -> dict[str, Any]:
@@ -259,18 +255,36 @@ def _repair_port(
 
 
 def _build(spec: NodeSpec, body: Payload, state: ovs.OvsState, engine: Engine, clock: Clock) -> Found:
-    with clock.step("files"):
-        made = spec.container
-        spec.directory.create(spec.files, spec.writable_files, made.uid, made.gid)
-    with clock.step("container"):
-        found = engine.start(made.name, body)
-    if not found.running:
-        raise HostError(f"container {found.name} ended at once with exit status {found.exit_code}")
-    # The agent waits for its interface, so the port comes right after, and needs no look first:
-    # a container just started has no interface but lo.
-    with clock.step("port"):
-        port.execute(port.plan_attach(spec.port_of(found), port.Have(state)))
+    made, directory = spec.container, spec.directory
+    directory.create()
+    with directory.locked() as there:
+        if not there:
+            raise HostError(f"job {made.job_id} is being taken down on this host")
+        try:
+            with clock.step("files"):
+                directory.fill(spec.files, spec.writable_files, made.uid, made.gid)
+            with clock.step("container"):
+                found = engine.start(made.name, body)
+            with clock.step("port"):
+                _connect(spec, found, state, engine)
+        except HostError as error:
+            raise _rolled_back(error, spec, engine, clock) from error
     return found
+
+
+def _connect(spec: NodeSpec, found: Found, state: ovs.OvsState, engine: Engine) -> None:
+    """Attach the port right after the start, since the agent waits for its interface.
+
+    It needs no look first: a container just started has no interface but lo.
+    """
+    try:
+        port.execute(port.plan_attach(spec.port_of(found), port.Have(state)))
+    except HostError:
+        # Why the network namespace went away is worth more than that it did.
+        now = engine.find(found.id)
+        if now and not now.running:
+            raise HostError(f"container {now.name} ended at once with exit status {now.exit_code}") from None
+        raise
 
 
 def _rolled_back(error: HostError, spec: NodeSpec, engine: Engine, clock: Clock) -> HostError:
@@ -325,11 +339,12 @@ def _remove(
 
 def absent(directory: jobdir.JobDirectory, engine: Engine, clock: Clock, *, check_mode: bool) -> Outcome:
     """Remove all that this host holds of the job; report how its containers ended."""
-    with clock.step("look"):
-        leftovers = look(directory, engine)
     nodes: tuple[Mapping[str, Any], ...] = ()
-    if leftovers and not check_mode:
-        nodes = _remove(leftovers, directory, engine, clock)
+    with directory.locked():
+        with clock.step("look"):
+            leftovers = look(directory, engine)
+        if leftovers and not check_mode:
+            nodes = _remove(leftovers, directory, engine, clock)
     return Outcome(bool(leftovers), leftovers.summary(), NOTHING.summary(), nodes=nodes)
 
 

@@ -43,6 +43,12 @@ class PortSpec:
     alias: str | None = None
     external_ids: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse what would be more than one word in the commands for ``ip``."""
+        for word in (self.link, self.interface, self.address, self.mac, self.gateway, self.alias):
+            if word is not None and (not word or any(letter.isspace() for letter in word)):
+                raise HostError(f"not a name or an address: {word!r}")
+
     @property
     def identity(self) -> dict[str, str]:
         """The marks by which ovs-docker, and we, find the port."""
@@ -259,7 +265,8 @@ def _keep_from_host(link: str) -> Write:
 
     The userspace datapath reads a link through a packet socket, which gives it a copy:
     the host's stack sees every frame as well and would answer ARP for the host's
-    addresses, take packets sent to them and route others.
+    addresses, take packets sent to them and route others.  On a link without an address
+    any reverse path filter drops all of IPv4 (fib_validate_source of the kernel).
     """
     v4, v6 = f"/proc/sys/net/ipv4/conf/{link}", f"/proc/sys/net/ipv6/conf/{link}"
     return Write(

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.integration
 
 USER, GROUP = 4711, 4712
 IMAGE = "dockerjob-test:latest"
+TESTS = os.path.dirname(os.path.dirname(__file__))
 NODE = "/run/dockerjob/node"
 _numbers = itertools.count(7000)
 
@@ -287,6 +288,24 @@ class TestAbsent:
             "links": [f"dj{job}"],
             "directory": True,
         }
+
+    def test_while_the_set_up_is_still_at_work(self, host: Host, job: str) -> None:
+        """A set-up outlives its ssh connection; the teardown waits for it and takes down all of it."""
+        code = "import json, sys, module_runner as m; print(m.run('job_node', json.load(sys.stdin)))"
+        environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS}/../.build"}
+        argv = host.inside(sys.executable, "-c", code)
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        ) as set_up:
+            assert set_up.stdin
+            set_up.stdin.write(json.dumps(arguments(job)))
+            set_up.stdin.close()
+            directory = f"/run/dockerjob/jobs/{job}"
+            host.run("bash", "-c", f"until test -d {directory}; do sleep 0.01; done", timeout=20)
+            result = host.module("job_node", {"job_id": job, "state": "absent"})
+            set_up.wait()
+        assert result["diff"]["before"]["ports"]
+        assert host.docker("ps", "-aq") == ""
 
     def test_neighbour_stays(self, host: Host, job: str) -> None:
         with other_job(host) as neighbour:

@@ -240,11 +240,18 @@ class TestPort:
         host.run("ip", "address", "add", "10.99.0.1/32", "dev", "lo")
         try:
             with container(host) as name:
-                connect(host, name, "10.99.0.2/24", 23)
+                link = connect(host, name, "10.99.0.2/24", 23)["port"]
                 pid = pid_of(host, name)
-                reached = host.in_container(pid, "ping", "-c1", "-W1", "10.99.0.1", check=False)
-                assert reached.returncode != 0
+                host.in_container(pid, "ping", "-c1", "-W1", "10.99.0.1", check=False)
                 neighbours = host.in_container(pid, "ip", "neighbour", "show", "10.99.0.1").stdout
                 assert "lladdr" not in neighbours
+                # Who knows the address of the host's end needs no answer to an ARP request.
+                (outer,) = json.loads(host.run("ip", "-json", "link", "show", link).stdout)
+                known = ("10.99.0.1", "lladdr", outer["address"], "dev", "eth1")
+                host.in_container(pid, "ip", "neighbour", "replace", *known)
+                listen = "timeout 1 nc -d -u -l 10.99.0.1 6000"
+                send = f"nsenter --net=/proc/{pid}/ns/net nc -u -w1 10.99.0.1 6000"
+                script = f"{listen} & sleep 0.2; echo hello | {send}; wait"
+                assert host.run("bash", "-c", script, check=False).stdout == ""
         finally:
             host.run("ip", "address", "delete", "10.99.0.1/32", "dev", "lo")

@@ -111,7 +111,8 @@ class TestDirectory:
     @pytest.fixture
     def directory(self, tmp_path: Path) -> jobdir.JobDirectory:
         made = jobdir.JobDirectory("748", str(tmp_path))
-        made.create([], [jobdir.JobFile("agent.log", b"one\ntwo\n", 0o644)], os.getuid(), os.getgid())
+        made.create()
+        made.fill([], [jobdir.JobFile("agent.log", b"one\ntwo\n", 0o644)], os.getuid(), os.getgid())
         return made
 
     def test_log(self, directory: jobdir.JobDirectory) -> None:
@@ -163,8 +164,44 @@ class TestDirectory:
 
     @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "a\0b"])
     def test_names_stay_inside(self, tmp_path: Path, name: str) -> None:
+        directory = jobdir.JobDirectory("748", str(tmp_path))
+        directory.create()
         with pytest.raises(HostError, match="not the name of a job's file"):
-            jobdir.JobDirectory("748", str(tmp_path)).create([jobdir.JobFile(name, b"")], [], 0, 0)
+            directory.fill([jobdir.JobFile(name, b"")], [], 0, 0)
+
+    def test_second_directory(self, directory: jobdir.JobDirectory) -> None:
+        with pytest.raises(HostError, match=r"cannot make .*/jobs/748: .*exists"):
+            directory.create()
+
+
+class TestLock:
+    @pytest.fixture
+    def directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> jobdir.JobDirectory:
+        monkeypatch.setattr(jobdir, "LOCK_TIMEOUT", 0.1)
+        made = jobdir.JobDirectory("748", str(tmp_path))
+        made.create()
+        return made
+
+    def test_second_run_waits_and_gives_up(self, directory: jobdir.JobDirectory) -> None:
+        with directory.locked() as there:
+            assert there
+            with pytest.raises(HostError, match="still at work on job 748"), directory.locked():
+                pass
+        with directory.locked() as there:
+            assert there
+
+    def test_removed_while_waiting(
+        self, directory: jobdir.JobDirectory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever comes second finds that the directory it waited for is none any more."""
+        monkeypatch.setattr(directory.__class__, "_lock", lambda self, _: self.remove())
+        with directory.locked() as there:
+            assert not there
+
+    def test_nothing_to_lock(self, directory: jobdir.JobDirectory) -> None:
+        directory.remove()
+        with directory.locked() as there:
+            assert not there
 
 
 class TestCommand:

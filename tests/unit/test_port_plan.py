@@ -123,6 +123,12 @@ def test_interface_of_somebody_else() -> None:
         port.plan_attach(WANT, port.Have(switch(), inner=INNER))
 
 
+@pytest.mark.parametrize("field", ["interface", "address", "mac", "gateway", "alias"])
+def test_text_cannot_become_a_command(field: str) -> None:
+    with pytest.raises(HostError, match="not a name or an address"):
+        replace(WANT, **{field: "x\nlink delete eth0"})  # type: ignore[arg-type]
+
+
 def test_nothing_to_detach() -> None:
     assert port.plan_detach((), ()) == ()
 
