@@ -55,6 +55,7 @@ def findings(application: bool = True) -> Iterator[Finding]:
     yield _temporary()
     if application:
         yield _mpi()
+        yield _path()
         yield _startup_files()
 
 
@@ -161,6 +162,33 @@ def _first_line(argv: list[str]) -> str:
     except (OSError, subprocess.SubprocessError):
         return "does not run"
     return next((line.strip() for line in done.stdout.splitlines() if line.strip()), "no version")
+
+
+def _path() -> Finding:
+    """Jobs run as any user: a program that only root can reach is not there for them."""
+    closed = [
+        entry
+        for entry in os.environ.get("PATH", "").split(":")
+        if entry and any(not _open_to_all(directory) for directory in (Path(entry), *Path(entry).parents))
+    ]
+    if closed:
+        return Finding(
+            "any user",
+            "missing",
+            f"{' '.join(closed)} in PATH is closed to users",
+            "chmod o+rx these directories",
+        )
+    return Finding("any user", "ok", "every directory in PATH is open to all users")
+
+
+def _open_to_all(directory: Path) -> bool:
+    try:
+        return bool(directory.stat().st_mode & stat.S_IXOTH)
+    except PermissionError:
+        return False
+    except OSError:
+        # A directory in PATH that does not exist hides nothing.
+        return True
 
 
 def _startup_files() -> Finding:

@@ -142,7 +142,7 @@ class Discovery:
         login = peer.node.index in self._login
 
         def check() -> None:
-            if peers.verify(peer, self._spec, login, self._log, self._stop):
+            if peers.verify(peer, login, self._log, self._stop):
                 self._post(Verified(peer.node.index))
 
         self._pool.submit(check)

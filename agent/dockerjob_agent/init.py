@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from dockerjob_core.errors import ConfigError, DiscoveryError
@@ -40,6 +41,7 @@ def write_configuration(spec: JobSpec, read_only: Path, writable: Path) -> None:
 
 def main() -> int:
     """Prepare the node and run its services; the exit status tells ``docker`` how it went."""
+    os.environ[mpi.STARTED] = repr(time.time())
     check_writable(WRITABLE)
     log = StoryLog()
     spec = load(READ_ONLY)

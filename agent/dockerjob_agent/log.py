@@ -17,8 +17,6 @@ from .spec import WRITABLE
 LOG_NAME = "agent.log"
 ERROR_NAME = "agent_error"
 
-_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
-
 
 class StoryLog:
     """Appends timestamped lines; safe to use from several threads and processes."""
@@ -48,14 +46,3 @@ class StoryLog:
 def line(text: str, now: datetime.datetime) -> str:
     """Format one line of the log."""
     return f"{now:%Y-%m-%d %H:%M:%S.%f} {' '.join(text.splitlines())}\n"
-
-
-def container_age() -> float:
-    """Seconds since PID 1 of this container was started, to 1/100 s.
-
-    From field 22 of proc(5) ``/proc/[pid]/stat``, which counts from boot like ``/proc/uptime``.
-    """
-    with open("/proc/1/stat") as file:
-        started = int(file.read().rpartition(")")[2].split()[19]) / _CLOCK_TICKS
-    with open("/proc/uptime") as file:
-        return float(file.read().split()[0]) - started

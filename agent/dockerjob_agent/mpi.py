@@ -20,6 +20,9 @@ from .spec import Node
 HOSTFILE = "hostfile"
 MACHINEFILE = "machinefile"
 
+STARTED = "DOCKERJOB_NODE_STARTED"
+"""Environment variable in which ``init`` tells the agent when it began."""
+
 
 def hostfile(nodes: Iterable[Node]) -> str:
     """Text of a host file in Open MPI's form."""
@@ -70,7 +73,8 @@ def job_environment(
     container: Mapping[str, str], request: Mapping[str, str], interface: str, directory: Path
 ) -> dict[str, str]:
     """Environment of COMMAND and of what ssh starts for it: MPI defaults < image < request."""
-    kept = {name: value for name, value in container.items() if not name.startswith("SUPERVISOR_")}
+    own = ("SUPERVISOR_", STARTED)
+    kept = {name: value for name, value in container.items() if not name.startswith(own)}
     return {**defaults(interface, directory), **kept, **request}
 
 

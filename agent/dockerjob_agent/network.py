@@ -59,13 +59,3 @@ def ping(address: str, timeout: float) -> bool | None:
         except OSError:
             return False
     return reply[:1] == bytes([ECHO_REPLY]) and reply[8:16] == token
-
-
-def has_ssh_server(address: str, port: int, timeout: float) -> bool:
-    """Connect to *port* and say whether an ssh server greets; far cheaper than a login."""
-    try:
-        with socket.create_connection((address, port), timeout=timeout) as connection:
-            connection.settimeout(timeout)
-            return connection.recv(8).startswith(b"SSH-")
-    except OSError:
-        return False

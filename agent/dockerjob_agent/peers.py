@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from . import network, ssh
 from .log import StoryLog
-from .spec import JobSpec, Node
+from .spec import Node
 
 FULL_MESH = 32
 """Up to so many nodes, everyone logs in to everyone; N² logins would be discovery's whole cost."""
@@ -60,7 +60,7 @@ def login_targets(index: int, count: int) -> frozenset[int]:
     return frozenset(near | {0}) - {index}
 
 
-def verify(peer: Peer, spec: JobSpec, login: bool, log: StoryLog, stop: threading.Event) -> bool:
+def verify(peer: Peer, login: bool, log: StoryLog, stop: threading.Event) -> bool:
     """Ping *peer*, and log in to it if *login*; try again until it works or *stop* is set."""
     address, name = str(peer.address), peer.node.name
     if not _until(lambda: _ping(peer, address), stop):
@@ -69,7 +69,7 @@ def verify(peer: Peer, spec: JobSpec, login: bool, log: StoryLog, stop: threadin
     if not login:
         return True
     log(f'CHECK SSH CONNECTION TO "{name}"')
-    if not _until(lambda: _login(peer, address, spec.ssh_port), stop):
+    if not _until(lambda: _login(peer), stop):
         return False
     log(f'SSH CONNECTION TEST TO "{address}" AS "{name}" SUCCESSFUL')
     return True
@@ -93,11 +93,8 @@ def _ping(peer: Peer, address: str) -> bool:
     return answer is None or answer
 
 
-def _login(peer: Peer, address: str, port: int) -> bool:
-    """Log in once sshd is there; asking for its greeting first saves failing logins."""
-    peer.problem = f"has no ssh server at {address} port {port}"
-    if not network.has_ssh_server(address, port, timeout=1.0):
-        return False
+def _login(peer: Peer) -> bool:
+    # The peer published its key after its sshd was up, and has ours by the time ssh offers it.
     problem = ssh.try_login(peer.node.name, timeout=10.0)
     peer.problem = f"refuses ssh: {problem}" if problem else ""
     return problem is None

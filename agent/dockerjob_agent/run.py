@@ -18,7 +18,7 @@ from . import mpi, network
 from .command import EXIT_STATUS_NAME, Command, read_command
 from .discovery import Discovery, Verified
 from .files import write_atomic
-from .log import StoryLog, container_age
+from .log import StoryLog
 from .services import FORWARDED
 from .spec import READ_ONLY, WRITABLE, JobSpec, load, load_environment
 from .tree import RUNNING, Change, Tree
@@ -122,7 +122,7 @@ class Agent:
             discovery.close()
         mpi.write_host_files(self._spec.nodes, self._writable)
         self._log("RECEIVED A READY STATE FOR ALL NODES")
-        self._log(f"DISCOVERY COMPLETE {container_age():.2f} s AFTER THE START OF THIS CONTAINER")
+        self._log(f"DISCOVERY COMPLETE {time.time() - node_started():.2f} s AFTER THE START OF THIS NODE")
 
     def _collect(self, deadline: float) -> tuple[list[Change], list[Verified]]:
         """Wait for an event, and take along what else has come; FINISH is seen to here."""
@@ -208,6 +208,11 @@ class Agent:
             self._log(f"COMMAND STOPPED, STATUS {status}")
         elif self._signal is not None and self._spec.is_master:
             self._report(128 + self._signal)
+
+
+def node_started() -> float:
+    """Return when ``init`` began, in seconds since the epoch."""
+    return float(os.environ[mpi.STARTED])
 
 
 def main() -> int:

@@ -64,8 +64,10 @@ install_libraries() {
   grep -v '^pip==' "$here/requirements.txt" >"$here/agent-requirements.txt"
   "$root/bin/python" "$pip_wheel/pip" --disable-pip-version-check --quiet install --root-user-action=ignore \
     --no-index --find-links "$here/wheels" --no-compile --requirement "$here/agent-requirements.txt"
-  rm -rf "$(site_packages)/supervisor/tests"
-  compile "$(site_packages)"
+  site=$(site_packages)
+  # A .pth file is executed at every start of Python; namespace packages have not needed one since 3.3.
+  rm -rf "$site/supervisor/tests" "$site"/*-nspkg.pth
+  compile "$site"
 }
 
 site_packages() { "$root/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
