@@ -16,6 +16,17 @@ SSH_ARGS = (
 )
 
 
+# What an admin of a site with a shared file system on /share would set.
+SITE: Mapping[str, object] = {
+    "job_images_index": "/var/lib/dockerjob-lab/images/out/images.json",
+    "job_images_directory": "/share/images",
+    "job_images_shared": True,
+    "submit_host_install_root": "/share/dockerjob",
+    "submit_host_install_shared": True,
+    "submit_host_bin_dir": "/share/bin",
+}
+
+
 def _common_variables(lab: Lab) -> dict[str, str]:
     return {
         "ansible_user": "root",
@@ -49,15 +60,15 @@ def groups(lab: Lab) -> dict[str, tuple[LabHost, ...]]:
     }
 
 
-def _mapping(variables: Mapping[str, str], indent: int) -> Iterable[str]:
-    # A JSON string is a YAML string, whatever is in it.
+def _mapping(variables: Mapping[str, object], indent: int) -> Iterable[str]:
+    # JSON is YAML, whatever is in a string.
     return (f"{'':{indent}}{name}: {json.dumps(value)}" for name, value in variables.items())
 
 
 def text(lab: Lab) -> str:
     """The inventory of *lab* as YAML."""
     lines = [f"# Written by lab.py for the lab {lab.name!r}; changes are lost.", "all:", "  vars:"]
-    lines += _mapping(_common_variables(lab), 4)
+    lines += _mapping({**_common_variables(lab), **SITE}, 4)
     lines.append("  hosts:")
     for host in lab.hosts:
         lines += [f"    {host.name}:", *_mapping(_own_variables(host), 6)]

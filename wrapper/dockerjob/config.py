@@ -81,11 +81,15 @@ class Application(_Model):
 
 
 class Mount(_Model):
-    """A path of the host that every job's containers see, with the user's own rights."""
+    """A path of the host that every job's containers see, with the user's own rights.
+
+    ``rslave`` also shows file systems that are mounted below it later, such as automounts; it
+    needs a shared mount on the host (mount_namespaces(7)).
+    """
 
     path: AbsolutePath
     read_only: bool = False
-    propagation: Literal["rprivate", "rslave"] = "rslave"
+    propagation: Literal["rprivate", "rslave"] = "rprivate"
 
 
 class Ulimit(_Model):

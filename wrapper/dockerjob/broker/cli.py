@@ -37,6 +37,13 @@ def main() -> None:
     except DockerjobError as error:
         print(f"hpc_submit_dockerjob: {error}", file=sys.stderr, flush=True)
         status = error.exit_status
+    except OSError as error:
+        print(
+            f"hpc_submit_dockerjob: broker: {error}; is cluster_setup.yml applied?",
+            file=sys.stderr,
+            flush=True,
+        )
+        status = DockerjobError.exit_status
     # Threads that still block on the wrapper's pipe must not hold the exit up.
     os._exit(status)
 
@@ -45,6 +52,8 @@ def _settle() -> None:
     """Stand clear of the caller: directory, umask and the terminal's signals."""
     os.chdir("/")
     os.umask(0o077)
+    # ssh and Ansible are started by fork and exec; gRPC would log a line at each.
+    os.environ.update(GRPC_ENABLE_FORK_SUPPORT="0", GRPC_VERBOSITY="NONE")
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTSTP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
@@ -68,7 +77,6 @@ def job_directory(job_id: str) -> Iterator[Path]:
     Only one broker on this host can hold it; what a broker that was killed left is removed first.
     """
     base = Path(pwd.getpwuid(os.geteuid()).pw_dir) / "run"
-    base.mkdir(mode=0o700, exist_ok=True)
     lock_file = base / f"{job_id}.lock"
     lock = os.open(lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:

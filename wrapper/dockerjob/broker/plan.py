@@ -97,6 +97,8 @@ class JobPlan:
                 for mount in self.config.mounts
             ],
             "files": self._files(index, nodes, prefix_length),
+            # Mounted over /etc/hosts, so it must be there before the agent writes it.
+            "writable_files": [_file("hosts", b"127.0.0.1 localhost\n", mode="0644", owner="user")],
             "overlays": [{"file": file, "target": target} for file, target in _MOUNTED_OVER],
             "interface": network.interface,
             "address": f"{nodes[index]['address']}/{prefix_length}",

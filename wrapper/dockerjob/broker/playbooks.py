@@ -12,11 +12,16 @@ ends, the inventory does not parse, and ansible-playbook ends too.
 
 from __future__ import annotations
 
+import array
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import sys
+import termios
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +30,7 @@ import ansible_runner  # type: ignore[import-untyped]  # ships no type informati
 from dockerjob_core.errors import HostError
 
 NODE_TASK = "hpc.dockerjob.job_node"
+_PIPE_INTERVAL = 0.01
 
 
 @dataclasses.dataclass
@@ -64,28 +70,36 @@ class PlaybookRun:
         self._private.mkdir(mode=0o700)
         self._inventory = self._private / "inventory.json"
         os.mkfifo(self._inventory, 0o600)
-        # Reading and writing: opening doesn't wait for ansible-playbook, and it never sees
-        # the end of the pipe before we close it.
-        self._pipe: int | None = os.open(self._inventory, os.O_RDWR | os.O_CLOEXEC)
+        # Open for reading and writing: so opening doesn't wait for ansible-playbook, and it
+        # never sees the end of the pipe before we close it.
+        self._pipe = os.open(self._inventory, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         self._cancelled = False
         self._status = "unstarted"
         self._results = HostResults()
+        self._feeder: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, args=(timeout,), name=playbook, daemon=True)
         self._thread.start()
 
     def release(self, inventory: Mapping[str, Any]) -> None:
-        """Hand over the inventory; the tasks start now."""
-        pipe, self._pipe = self._pipe, None
-        if pipe is not None:
-            with os.fdopen(pipe, "w", encoding="utf-8") as stream:
-                json.dump(inventory, stream)
+        """Hand over the inventory; the tasks start as soon as Ansible has loaded."""
+        document = json.dumps(inventory).encode()
+        self._feeder = threading.Thread(target=self._feed, args=(document,), name="inventory", daemon=True)
+        self._feeder.start()
 
     def cancel(self) -> None:
         """End the run wherever it is; harmless when it has ended."""
         self._cancelled = True
-        pipe, self._pipe = self._pipe, None
-        if pipe is not None:
-            os.close(pipe)
+        if self._feeder is None:
+            self.release({})
+
+    def _feed(self, document: bytes) -> None:
+        """Write to the pipe and close it when all has been read: what is in a closed pipe is lost."""
+        view = memoryview(document)
+        while (view or _unread(self._pipe)) and self._thread.is_alive():
+            with contextlib.suppress(BlockingIOError):
+                view = view[os.write(self._pipe, view) :] if view else view
+            time.sleep(_PIPE_INTERVAL)
+        os.close(self._pipe)
 
     def wait(self, timeout: float) -> bool:
         """Wait at most *timeout* seconds for the end of the run; say whether it has ended."""
@@ -136,6 +150,13 @@ class PlaybookRun:
             "HOME": str(self._private),
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
         }
+
+
+def _unread(pipe: int) -> int:
+    """Return the number of bytes in a pipe (FIONREAD, ioctl_tty(2))."""
+    buffer = array.array("i", [0])
+    fcntl.ioctl(pipe, termios.FIONREAD, buffer)
+    return buffer[0]
 
 
 def collection_directory() -> Path:

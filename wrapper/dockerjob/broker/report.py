@@ -46,9 +46,8 @@ class Report:
         """Return the report for the user."""
         total = sum(self.phases.values())
         phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.phases.items())
-        result = f"exit status {self.status}" + (f" ({self.error})" if self.error else "")
         lines = [
-            f"job {self.job_id}: {result}",
+            f"job {self.job_id}: exit status {self.status}",
             f"  application  {self.application}  {self.image}",
             f"  hosts        {', '.join(self.hosts)}",
             f"  network      {self.network or 'none'}",
