@@ -259,7 +259,7 @@ def relay(path: Path, server: EtcdServer) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.fixture(scope="session")
 def job_images() -> dict[str, dict[str, str]]:
     """The images, built if need be; ``images.json`` as a dictionary."""
-    run([sys.executable, str(ROOT / "images/build.py"), "mpihello:1", "shell:12"], timeout=1800)
+    run([sys.executable, str(ROOT / "images/build.py")], timeout=1800)
     record: dict[str, dict[str, str]] = json.loads((STATE / "out/images.json").read_text())
     return record
 
@@ -268,9 +268,9 @@ def job_images() -> dict[str, dict[str, str]]:
 def image_docker(job_images: dict[str, dict[str, str]]) -> Iterator[Docker]:
     """A private dockerd that has the images."""
     with private_dockerd(STATE / "docker") as docker:
-        for name in ("mpihello:1", "shell:12"):
-            if docker.image_id(name) != job_images[name]["id"]:
-                docker.run("load", "--input", job_images[name]["archive"])
+        for name, image in job_images.items():
+            if docker.image_id(name) != image["id"]:
+                docker.run("load", "--input", image["archive"])
         yield docker
 
 
