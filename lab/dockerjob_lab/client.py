@@ -127,7 +127,7 @@ class Cluster:
                 "processes": self.run(
                     host, "sh", "-c", "ps -o pid=,args= -u alice,bob,dockerjob 2>/dev/null; true"
                 ).splitlines(),
-                "mounts": len(self.path(host, "/proc/self/mountinfo").read_text().splitlines()),
+                "mounts": len(Path(f"/proc/{self.pids[host]}/mountinfo").read_text().splitlines()),
             }
         with self.kvs() as kvs:
             found["keys"] = [item.key for item in kvs.get_prefix("/").items]

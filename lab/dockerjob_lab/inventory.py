@@ -21,9 +21,17 @@ SITE: Mapping[str, object] = {
     "job_images_index": "/var/lib/dockerjob-lab/images/out/images.json",
     "job_images_directory": "/share/images",
     "job_images_shared": True,
+    "job_images_names": ["mpihello:1", "openfoam:1912"],
     "submit_host_install_root": "/share/dockerjob",
     "submit_host_install_shared": True,
     "submit_host_bin_dir": "/share/bin",
+    # All hosts of a lab share one machine's cores: a rank that waits must not spin.
+    "submit_host_container": {
+        "seccomp_profile": "/etc/dockerjob/seccomp.json",
+        "environment": {"OMPI_MCA_mpi_yield_when_idle": "1"},
+    },
+    # Command lines of OpenFOAM name this hostfile, as the deck's does.
+    "submit_host_applications": {"openfoam:1912": {"hostfile": "system/machines"}},
 }
 
 

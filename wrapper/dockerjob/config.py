@@ -111,13 +111,17 @@ class Limits(_Model):
 
 
 class ContainerSettings(_Model):
-    """What every container gets, whoever asks."""
+    """What every container gets, whoever asks.
+
+    ``environment`` is for COMMAND, such as a site's settings of MPI; a user's own variable wins.
+    """
 
     seccomp_profile: AbsolutePath | None = None
     shm_size: int | None = None
     pids: int | None = None
     ulimits: tuple[Ulimit, ...] = ()
     devices: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
 
 
 class Config(_Model):

@@ -155,6 +155,7 @@ class JobPlan:
     def _environment(self) -> dict[str, str]:
         allocation = self.request.allocation
         return {
+            **self.config.container.environment,
             **self.request.environment,
             "HOME": self.home,
             "USER": self.identity.name,

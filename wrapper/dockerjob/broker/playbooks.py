@@ -18,6 +18,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import signal
 import sys
 import termios
 import threading
@@ -31,6 +32,7 @@ from dockerjob_core.errors import HostError
 
 NODE_TASK = "hpc.dockerjob.job_node"
 _PIPE_INTERVAL = 0.01
+_NOT_FOR_ANSIBLE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 
 
 @dataclasses.dataclass
@@ -125,6 +127,9 @@ class PlaybookRun:
         return HostResults(dict(self._results.returned), named)
 
     def _run(self, timeout: float) -> None:
+        # Batch systems signal every process of a job. A blocked signal stays blocked in the
+        # children, so that the end of the job doesn't end the playbook that cleans up after it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_ANSIBLE)
         runner = ansible_runner.run(
             private_data_dir=str(self._private),
             playbook=str(collection_directory() / "playbooks" / self._playbook),
