@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,23 @@ class Cluster:
             process.kill()
             raise
         return Outcome(process.returncode, out, err)
+
+    def teardown(self, job_id: str) -> str:
+        """Run ``playbooks/job_teardown.yml`` as an admin does, and return its recap."""
+        inventories = [ROOT / ".lab" / self.name / "inventory.yml", ROOT / "inventory/example/job.yml"]
+        argv = [str(Path(sys.executable).parent / "ansible-playbook"), "playbooks/job_teardown.yml"]
+        argv += [word for path in inventories for word in ("-i", str(path))]
+        done = subprocess.run(
+            [*argv, "-e", f"dockerjob_job_id={job_id}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+            env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".build")},
+        )
+        if done.returncode:
+            raise RuntimeError(f"job_teardown.yml: {done.stdout}{done.stderr}")
+        return done.stdout
 
     def kvs(self) -> Kvs:
         """The broker's own view of etcd."""

@@ -57,8 +57,23 @@ def test_an_unreachable_host_is_named(cluster: Cluster) -> None:
 
 
 def test_a_failing_set_up_on_one_host_takes_the_others_down(cluster: Cluster) -> None:
+    profile = cluster.path("node2", "/etc/dockerjob/seccomp.json")
+    profile.rename(f"{profile}.away")
+    try:
+        check(cluster.submit(job()), 210, "could not start the container on 1 host.*node2.*seccomp")
+    finally:
+        cluster.path("node2", "/etc/dockerjob/seccomp.json.away").rename(profile)
+
+
+def test_a_host_that_can_not_be_cleaned_keeps_its_network_reserved(cluster: Cluster) -> None:
+    script = job(extra="export LSB_JOBID=987655")
     with service_stopped(cluster, "node2", "docker"):
-        check(cluster.submit(job()), 210, "could not start the container on 1 host.*node2")
+        done = cluster.submit(script)
+        check(done, 210, "could not start the container on 1 host.*node2")
+        assert re.search(r"left behind +node2: ", done.err)
+        with cluster.kvs() as kvs:
+            assert ipam.find(kvs, "987655")
+    assert "failed=0" in cluster.teardown("987655")
 
 
 def test_etcd_out_of_reach_is_said(cluster: Cluster) -> None:
