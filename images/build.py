@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,10 +197,11 @@ class Build:
         if recipe.directory:
             application = recipe.application_reference
             say(f"{recipe.reference}: building the application image (log: {log})")
-            self._docker_build(docker, application, HERE / recipe.directory, f"BASE_IMAGE={BASE}", log)
+            with self._context(recipe.directory, {}) as context:
+                self._docker_build(docker, application, context, f"BASE_IMAGE={BASE}", log)
         if recipe.infra:
             say(f"{recipe.reference}: adding the infrastructure layer")
-            with self._infra_context() as context:
+            with self._context("infra", AGENT_PACKAGES) as context:
                 self._docker_build(docker, recipe.reference, context, f"APPLICATION_IMAGE={application}", log)
         return self._save(docker, recipe)
 
@@ -229,26 +230,26 @@ class Build:
         return {"archive": str(archive), "id": identity, "inputs": self._hashes[recipe.reference]}
 
     @contextlib.contextmanager
-    def _infra_context(self) -> Iterator[Path]:
-        """Lay out what the infrastructure layer is built from, with fixed times so that layers cache."""
-        wheels = self._wheels()
-        with tempfile.TemporaryDirectory(prefix="dockerjob-infra-") as name:
+    def _context(self, directory: str, packages: Mapping[str, Path]) -> Iterator[Path]:
+        """Lay out a build context: the image's files, its wheels, and *packages*; times are fixed for the cache."""
+        source = HERE / directory
+        with tempfile.TemporaryDirectory(prefix="dockerjob-context-") as name:
             context = Path(name)
-            shutil.copytree(HERE / "infra", context, dirs_exist_ok=True)
-            shutil.copytree(wheels, context / "wheels")
-            for package, source in AGENT_PACKAGES.items():
-                shutil.copytree(source, context / package, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, context, dirs_exist_ok=True)
+            if (source / "requirements.txt").exists():
+                shutil.copytree(self._wheels(source / "requirements.txt"), context / "wheels")
+            for package, files in packages.items():
+                shutil.copytree(files, context / package, ignore=shutil.ignore_patterns("__pycache__"))
             for path in context.rglob("*"):
                 os.utime(path, (0, 0))
             yield context
 
-    def _wheels(self) -> Path:
-        """Make wheels of the pinned requirements, once per content of requirements.txt."""
-        requirements = HERE / "infra/requirements.txt"
+    def _wheels(self, requirements: Path) -> Path:
+        """Make wheels of pinned requirements, once per content of the file."""
         version = "".join(str(part) for part in sys.version_info[:2])
         target = self._state / f"wheels-{version}-{_digest([requirements.read_bytes()])[:12]}"
         if not target.is_dir():
-            say("collecting the wheels of the infrastructure layer")
+            say(f"collecting the wheels of {requirements.relative_to(ROOT)}")
             partial = target.with_suffix(".new")
             shutil.rmtree(partial, ignore_errors=True)
             subprocess.run(

@@ -147,7 +147,7 @@ def _temporary() -> Finding:
 def _mpi() -> Finding:
     """Say which MPI the image brings; a job of one process needs none."""
     found = []
-    for program in ("mpirun.openmpi", "mpiexec.mpich", "mpirun", "mpiexec.hydra"):
+    for program in ("mpirun", "mpirun.openmpi", "mpirun.mpich", "mpiexec.mpich", "mpiexec.hydra"):
         path = shutil.which(program)
         if path:
             found.append(f"{path} ({_first_line([path, '--version'])})")

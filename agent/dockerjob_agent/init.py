@@ -9,13 +9,16 @@ import os
 import time
 from pathlib import Path
 
-from dockerjob_core.errors import ConfigError, DiscoveryError
+from dockerjob_core.errors import ConfigError, DockerjobError
 
 from . import mpi, services, ssh
 from .command import EXIT_STATUS_NAME
 from .files import write_atomic, write_in_place
 from .log import ERROR_NAME, StoryLog
 from .spec import READ_ONLY, WRITABLE, JobSpec, load, load_environment
+
+DIED = (-1, 1)
+"""What supervisor reports for an agent that was killed, or ended in an exception."""
 
 
 def check_writable(directory: Path) -> None:
@@ -52,12 +55,21 @@ def main() -> int:
     if key.returncode:
         log.error(f"ssh-keygen failed on {spec.me.name}: {problem.decode(errors='replace').strip()}")
         return ConfigError.exit_status
-    services.run_supervisord(WRITABLE / "supervisord.conf")
-    return exit_status(WRITABLE)
+    agent_status = services.run_supervisord(WRITABLE / "supervisord.conf")
+    return exit_status(WRITABLE, agent_status, log)
 
 
-def exit_status(directory: Path) -> int:
-    """Return COMMAND's exit status if it ran here, an error's if the node gave up, else 0."""
-    if (directory / EXIT_STATUS_NAME).exists():
-        return int((directory / EXIT_STATUS_NAME).read_text())
-    return DiscoveryError.exit_status if (directory / ERROR_NAME).exists() else 0
+def exit_status(directory: Path, agent_status: int, log: StoryLog) -> int:
+    """Return the container's exit status: the agent's, which is COMMAND's where that ran.
+
+    An agent that died without a word gets one here, so that the job's report has the reason.
+    """
+    if (directory / EXIT_STATUS_NAME).exists() or agent_status == 0:
+        return agent_status
+    if not (directory / ERROR_NAME).exists() and agent_status in DIED:
+        words = (directory / "agent.out").read_text(errors="replace").strip().splitlines()
+        log.error(
+            f"the agent died unexpectedly: {words[-1] if words else 'killed, perhaps for lack of memory'}"
+        )
+        return DockerjobError.exit_status
+    return agent_status

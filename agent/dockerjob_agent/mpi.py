@@ -20,6 +20,8 @@ from .spec import Node
 HOSTFILE = "hostfile"
 MACHINEFILE = "machinefile"
 
+INFINIBAND = Path("/dev/infiniband")
+
 STARTED = "DOCKERJOB_NODE_STARTED"
 """Environment variable in which ``init`` tells the agent when it began."""
 
@@ -43,7 +45,11 @@ def defaults(interface: str, directory: Path) -> dict[str, str]:
     """
     open_mpi = str(directory / HOSTFILE)
     hydra = str(directory / MACHINEFILE)
+    # UCX (below MPICH and some Open MPI) would use every interface, the loopback included.
+    # Where there is InfiniBand it must choose its devices itself.
+    ucx = {} if INFINIBAND.exists() else {"UCX_NET_DEVICES": interface}
     return {
+        **ucx,
         "OMPI_MCA_orte_default_hostfile": open_mpi,
         "OMPI_MCA_plm_rsh_agent": "ssh",
         "OMPI_MCA_oob_tcp_if_include": interface,
@@ -51,6 +57,7 @@ def defaults(interface: str, directory: Path) -> dict[str, str]:
         # Single copy between processes (CMA) needs ptrace rights that containers lack.
         "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
         "OMPI_MCA_smsc": "^cma",
+        "MPIR_CVAR_CH4_CMA_ENABLE": "0",
         # The other ways to encode a list of nodes refuse the underscore in our nodes' names.
         "OMPI_MCA_regx": "naive",
         # Suspending mpirun suspends the ranks on all nodes.

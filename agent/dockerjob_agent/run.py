@@ -11,8 +11,9 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from dockerjob_core.errors import DiscoveryError, DockerjobError, RequestError
+from dockerjob_core.errors import DiscoveryError, DockerjobError, RequestError, WallClockError
 
 from . import mpi, network
 from .command import EXIT_STATUS_NAME, Command, read_command
@@ -42,7 +43,12 @@ class Signalled:
 
 
 class JobOverError(Exception):
-    """The job is over although COMMAND did not say so; the text is the reason."""
+    """The job is over although COMMAND did not say so on this node; the text is the reason."""
+
+    def __init__(self, reason: str, exit_status: int) -> None:
+        """Keep what the container's exit status shall be."""
+        super().__init__(reason)
+        self.exit_status = exit_status
 
 
 Event = Change | Verified | Ended | Signalled
@@ -62,8 +68,8 @@ class Agent:
         self._command: Command | None = None
         self._signal: int | None = None
 
-    def run(self) -> None:
-        """Take the node through the job.
+    def run(self) -> int:
+        """Take the node through the job and return the container's exit status.
 
         Raises:
             DockerjobError: The job can't go on, for a reason the user should read.
@@ -75,13 +81,11 @@ class Agent:
         try:
             self._discover()
             follower.only_finish()
-            if self._spec.is_master:
-                self._master()
-            else:
-                self._slave()
+            return self._master() if self._spec.is_master else self._slave()
         except JobOverError as reason:
             self._log(f"JOB IS OVER: {reason}")
             self._end_command()
+            return reason.exit_status
 
     def _on_signal(self, number: int, _frame: object) -> None:
         """Hand a signal to COMMAND; without one, a signal that ends programs ends the job."""
@@ -151,23 +155,24 @@ class Agent:
             event = self._events.get(timeout=max(0.0, min(limits)) if limits else None)
         except queue.Empty:
             if self._spec.deadline is not None and time.time() >= self._spec.deadline:
-                raise JobOverError("the wall-clock limit is reached") from None
+                raise JobOverError("the wall-clock limit is reached", WallClockError.exit_status) from None
             return None
         if isinstance(event, Signalled):
             self._signal = event.number
-            raise JobOverError(f"signal {signal.Signals(event.number).name}")
+            raise JobOverError(f"signal {signal.Signals(event.number).name}", 128 + event.number)
         return event
 
     def _check_finish(self, change: Change) -> None:
         if change.leaf != "FINISH" or change.value == RUNNING:
             return
         if change.value is None:
-            raise JobOverError("FINISH is gone: the lease ran out, or the job was taken down")
+            reason = "FINISH is gone: the lease ran out, or the job was taken down"
+            raise JobOverError(reason, WallClockError.exit_status)
         if not self._command:
-            raise JobOverError(f"FINISH is {change.value}")
+            raise JobOverError(f"FINISH is {change.value}", 0)
 
-    def _master(self) -> None:
-        """Run COMMAND and report its exit status."""
+    def _master(self) -> int:
+        """Run COMMAND, report its exit status and return it."""
         spec = self._spec
         if spec.hostfile:
             path = mpi.write_job_hostfile(spec.nodes, Path(spec.jobdir), spec.hostfile)
@@ -184,12 +189,12 @@ class Agent:
             if isinstance(event, Ended):
                 self._log(f"<<< MASTER: COMMAND ended with status {event.status} >>>")
                 self._report(event.status)
-                return
+                return event.status
             if isinstance(event, Change):
                 self._check_finish(event)
 
-    def _slave(self) -> None:
-        """Wait for the master's FINISH."""
+    def _slave(self) -> NoReturn:
+        """Wait for the master's FINISH, which ends the job here."""
         self._log("<<< SLAVE: going into slave mode and wait job to end >>>")
         while True:
             event = self._next(None)
@@ -224,9 +229,9 @@ def main() -> int:
         if spec.verbose and spec.is_master:
             # The container's stderr, which the user sees beside COMMAND's.
             log.also_to("/proc/1/fd/2")
-        Agent(spec, READ_ONLY, WRITABLE, log).run()
+        status = Agent(spec, READ_ONLY, WRITABLE, log).run()
     except DockerjobError as error:
         log.error(str(error))
         return error.exit_status
     log("AGENT ENDS")
-    return 0
+    return status

@@ -107,8 +107,8 @@ class PromptPoller:
         return readable, writable
 
 
-def run_supervisord(configuration: Path) -> None:
-    """Run supervisord until the agent has ended; return when all programs are gone."""
+def run_supervisord(configuration: Path) -> int:
+    """Run supervisord until the agent has ended; return the agent's exit status when all is gone."""
     # Supervisor has no type information, and is installed in images only.
     events, supervisord = import_module("supervisor.events"), import_module("supervisor.supervisord")
     options = supervisord.ServerOptions()
@@ -142,3 +142,5 @@ def run_supervisord(configuration: Path) -> None:
     options.poller = PromptPoller(options.poller, take_over)
     with contextlib.suppress(supervisord.asyncore.ExitNow):
         supervisor.main()
+    # Supervisor says -1 for a program that died of a signal, and None for one that never ran.
+    return int(agent_process().exitstatus or 0)

@@ -10,7 +10,8 @@ import time
 
 import pytest
 from agent_fixtures import JobContainers
-from dockerjob_core.errors import DiscoveryError, RequestError
+from dockerjob_core import names
+from dockerjob_core.errors import DiscoveryError, DockerjobError, RequestError, WallClockError
 
 pytest_plugins = ["agent_fixtures"]
 pytestmark = pytest.mark.integration
@@ -20,10 +21,10 @@ SLAVE = "<<< SLAVE: going into slave mode and wait job to end >>>"
 
 
 def test_mpi_over_all_nodes(job: JobContainers) -> None:
-    """Both families of MPI use the whole allocation without a flag, and the exit status arrives."""
+    """All kinds of MPI use the whole allocation without a flag, and the exit status arrives."""
     job.prepare(
         "mpirun.openmpi hello.openmpi && mpirun.openmpi -hostfile system/machines hello.openmpi"
-        " && mpiexec.mpich hello.mpich; exit 7"
+        " && mpirun.openmpi5 hello.openmpi5 && mpiexec.mpich hello.mpich; exit 7"
     )
     job.start()
     assert job.wait_for_end(0) == 7
@@ -31,8 +32,8 @@ def test_mpi_over_all_nodes(job: JobContainers) -> None:
     assert job.finish_value() == "7"
     output = job.output()
     for node in job.nodes:
-        assert output.count(f"on {node}") == 2 * 3
-    assert output.count("sum of ranks 6, expected 6") == 3
+        assert output.count(f"on {node}") == 2 * 4
+    assert output.count("sum of ranks 6, expected 6") == 4
     assert "segmentation" not in output.lower()
 
 
@@ -80,11 +81,10 @@ def test_missing_jobdir_is_named(job: JobContainers) -> None:
     job.count, job.image, job.spec = 1, "shell:12", {"jobdir": "/scratch/not-mounted"}
     job.prepare("echo never")
     job.start()
-    assert job.wait_for_end(0) != 0
+    assert job.wait_for_end(0) == RequestError.exit_status
     error = (job.node_directory(0) / "agent_error").read_text()
     assert "JOBDIR /scratch/not-mounted does not exist" in error
     assert "host0" in error
-    assert RequestError.exit_status
 
 
 def test_signals_reach_command(job: JobContainers) -> None:
@@ -127,8 +127,8 @@ def test_lost_lease_ends_the_job(job: JobContainers) -> None:
     job.wait_for_log(1, SLAVE)
     job.revoke()
     started = time.monotonic()
-    job.wait_for_end(1)
-    job.wait_for_end(0)
+    assert job.wait_for_end(1) == WallClockError.exit_status
+    assert job.wait_for_end(0) == WallClockError.exit_status
     assert time.monotonic() - started < 6
     assert "FINISH is gone" in job.log(0)
     assert job.finish_value() is None
@@ -140,8 +140,8 @@ def test_wall_clock_ends_the_job(job: JobContainers) -> None:
     job.prepare("sleep 60")
     job.start()
     job.wait_for_log(0, MASTER)
-    job.wait_for_end(1, timeout=15)
-    job.wait_for_end(0, timeout=15)
+    assert job.wait_for_end(1, timeout=15) == WallClockError.exit_status
+    assert job.wait_for_end(0, timeout=15) == WallClockError.exit_status
     assert "the wall-clock limit is reached" in job.log(0)
     assert job.finish_value() == "FALSE"
 
@@ -163,6 +163,19 @@ def test_etcd_away_while_computing(job: JobContainers) -> None:
     assert job.wait_for_end(0) == 5
     assert job.wait_for_end(1) == 0
     assert job.finish_value() == "5"
+
+
+def test_agent_that_is_killed_ends_its_container(job: JobContainers) -> None:
+    """An agent lost to the kernel's memory killer takes COMMAND and the container along, with a reason."""
+    job.count, job.image = 1, "shell:12"
+    job.prepare("sleep 60")
+    job.start()
+    job.wait_for_log(0, MASTER)
+    job.docker.run(
+        "exec", job.nodes[0], "/bin/bash", "-c", f"kill -KILL $(cat {names.CONTAINER_WRITABLE}/agent.pid)"
+    )
+    assert job.wait_for_end(0, timeout=10) == DockerjobError.exit_status
+    assert "the agent died" in (job.node_directory(0) / "agent_error").read_text()
 
 
 def test_end_before_discovery_is_over(job: JobContainers) -> None:

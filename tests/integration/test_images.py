@@ -44,7 +44,7 @@ def test_image_passes_its_own_check(image_docker: Docker, image: str) -> None:
     found = {finding["name"]: finding for finding in json.loads(output)}
     assert not [finding for finding in found.values() if finding["level"] == "missing"]
     if image == "mpihello:1":
-        assert "mpirun.openmpi" in found["MPI"]["detail"]
+        assert "mpirun.openmpi (mpirun (Open MPI) 4." in found["MPI"]["detail"]
         assert "mpiexec.mpich" in found["MPI"]["detail"]
 
 

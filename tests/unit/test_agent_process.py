@@ -16,7 +16,7 @@ import pytest
 from dockerjob_agent import check, cli, command, init, services
 from dockerjob_agent.log import StoryLog
 from dockerjob_agent.tree import Change, Follower, Leaf
-from dockerjob_core.errors import DiscoveryError
+from dockerjob_core.errors import DiscoveryError, DockerjobError
 from dockerjob_core.kvs import KeyValue, Kvs, Snapshot
 from test_agent_files import parsed
 
@@ -27,11 +27,21 @@ def test_exit_status_is_the_shells(returncode: int, status: int) -> None:
 
 
 def test_exit_status_of_the_container(tmp_path: Path) -> None:
-    assert init.exit_status(tmp_path) == 0
-    (tmp_path / "agent_error").write_text("why\n")
-    assert init.exit_status(tmp_path) == DiscoveryError.exit_status
-    (tmp_path / "exit_status").write_text("7\n")
-    assert init.exit_status(tmp_path) == 7
+    log = StoryLog(tmp_path)
+    assert init.exit_status(tmp_path, 0, log) == 0
+    log.error("why")
+    assert init.exit_status(tmp_path, DiscoveryError.exit_status, log) == DiscoveryError.exit_status
+    (tmp_path / "exit_status").write_text("1\n")
+    assert init.exit_status(tmp_path, 1, log) == 1
+
+
+@pytest.mark.parametrize(("output", "reason"), [("Traceback\nKeyError: 1\n", "KeyError: 1"), ("", "killed")])
+def test_agent_that_dies_leaves_a_reason(tmp_path: Path, output: str, reason: str) -> None:
+    (tmp_path / "agent.out").write_text(output)
+    assert (
+        init.exit_status(tmp_path, -1 if not output else 1, StoryLog(tmp_path)) == DockerjobError.exit_status
+    )
+    assert reason in (tmp_path / "agent_error").read_text()
 
 
 class Poller:
