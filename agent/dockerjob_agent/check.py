@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -22,6 +23,9 @@ from typing import Literal
 
 INFRA = "add the infrastructure layer (images/infra) on top of the image"
 ROOT = Path("/opt/dockerjob")
+MPICH_REPAIRED = (4, 1, 2)
+"""First MPICH without the fault of pmodels/mpich pull request 6596, when built for UCX."""
+
 TEMPORARY = Path("/tmp")  # noqa: S108 (it is this directory that is looked at)
 OVERLAYS = ("/etc/hosts", "/etc/passwd", "/etc/group", "/etc/ssh/ssh_config")
 
@@ -54,7 +58,7 @@ def findings(application: bool = True) -> Iterator[Finding]:
     yield from _overlays()
     yield _temporary()
     if application:
-        yield _mpi()
+        yield from _mpi()
         yield _path()
         yield _startup_files()
 
@@ -144,24 +148,40 @@ def _temporary() -> Finding:
     return Finding(name, "missing", f"{TEMPORARY} has mode {stat.filemode(mode)}", remedy)
 
 
-def _mpi() -> Finding:
+def _mpi() -> Iterator[Finding]:
     """Say which MPI the image brings; a job of one process needs none."""
     found = []
     for program in ("mpirun", "mpirun.openmpi", "mpirun.mpich", "mpiexec.mpich", "mpiexec.hydra"):
         path = shutil.which(program)
         if path:
-            found.append(f"{path} ({_first_line([path, '--version'])})")
+            text = _output([path, "--version"])
+            version = re.search(r"[0-9]+\.[0-9]+(\.[0-9]+)?", text)
+            found.append(f"{path} {version[0] if version else 'of unknown version'}")
+            if version and "HYDRA" in text and _as_numbers(version[0]) < MPICH_REPAIRED:
+                yield Finding(
+                    "MPICH",
+                    "note",
+                    f"{version[0]} may hang in MPI_Finalize across hosts",
+                    "use 4.1.2 or newer",
+                )
     if found:
-        return Finding("MPI", "ok", "; ".join(found))
-    return Finding("MPI", "note", "no mpirun in PATH", "install the application's MPI, or set PATH with ENV")
+        yield Finding("MPI", "ok", "; ".join(found))
+    else:
+        yield Finding(
+            "MPI", "note", "no mpirun in PATH", "install the application's MPI, or set PATH with ENV"
+        )
 
 
-def _first_line(argv: list[str]) -> str:
+def _as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _output(argv: list[str]) -> str:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.SubprocessError):
-        return "does not run"
-    return next((line.strip() for line in done.stdout.splitlines() if line.strip()), "no version")
+        return ""
+    return done.stdout
 
 
 def _path() -> Finding:

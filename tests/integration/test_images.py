@@ -44,8 +44,8 @@ def test_image_passes_its_own_check(image_docker: Docker, image: str) -> None:
     found = {finding["name"]: finding for finding in json.loads(output)}
     assert not [finding for finding in found.values() if finding["level"] == "missing"]
     if image == "mpihello:1":
-        assert "mpirun.openmpi (mpirun (Open MPI) 4." in found["MPI"]["detail"]
-        assert "mpiexec.mpich" in found["MPI"]["detail"]
+        assert "/usr/bin/mpirun.openmpi 4.1." in found["MPI"]["detail"]
+        assert "/usr/local/bin/mpiexec.mpich 5." in found["MPI"]["detail"]
 
 
 def test_check_command_tells_a_fit_image_from_another(image_docker: Docker) -> None:

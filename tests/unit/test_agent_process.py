@@ -146,6 +146,19 @@ def test_check_finds_what_is_closed_to_users(monkeypatch: pytest.MonkeyPatch, tm
     assert check._path().level == "ok"
 
 
+@pytest.mark.parametrize(("version", "names"), [("4.0.2", ["MPICH", "MPI"]), ("5.0.2", ["MPI"])])
+def test_check_knows_an_mpi_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, names: list[str]
+) -> None:
+    launcher = tmp_path / "mpiexec.mpich"
+    launcher.write_text(f"#!/bin/sh\necho 'HYDRA build details:'; echo '    Version:    {version}'\n")
+    launcher.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = list(check._mpi())
+    assert [finding.name for finding in found] == names
+    assert found[-1].detail == f"{launcher} {version}"
+
+
 def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["help"]) == 0
     assert cli.main(["unknown"]) == 2
