@@ -102,7 +102,7 @@ class Cluster:
 
     def teardown(self, job_id: str) -> str:
         """Run ``playbooks/job_teardown.yml`` as an admin does, and return its recap."""
-        inventories = [ROOT / ".lab" / self.name / "inventory.yml", ROOT / "inventory/example/job.yml"]
+        inventories = [ROOT / ".lab" / self.name / "inventory.yml", ROOT / "inventory/job/hosts.yml"]
         argv = [str(Path(sys.executable).parent / "ansible-playbook"), "playbooks/job_teardown.yml"]
         argv += [word for path in inventories for word in ("-i", str(path))]
         done = subprocess.run(
