@@ -34,6 +34,9 @@ FORWARDED = (
 )
 """Signals that ``docker kill --signal`` sends to COMMAND by way of PID 1 and the agent."""
 
+ENDING_TIMEOUT = 0.01
+"""Seconds of a round of supervisor's loop while it shuts down; it stops one program per round."""
+
 
 def supervisord_conf(directory: Path) -> str:
     """Text of the node's ``supervisord.conf``; all its files lie in *directory*."""
@@ -76,15 +79,17 @@ stdout_logfile_backups=0
 class PromptPoller:
     """Supervisor's poller, woken by signals instead of by its one-second timeout."""
 
-    def __init__(self, inner: Any, started: Callable[[], None]) -> None:
+    def __init__(self, inner: Any, started: Callable[[], None], ending: Callable[[], bool]) -> None:
         """Wrap *inner*; the wake-up pipe is made on first use, after supervisor closed stray files.
 
         Args:
             inner: The poller that supervisor chose.
             started: Called once, when supervisor's loop begins.
+            ending: Says whether supervisor is shutting down, which takes it several rounds.
         """
         self._inner = inner
         self._started = started
+        self._ending = ending
         self._wakeup: int | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -98,6 +103,8 @@ class PromptPoller:
             signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
             self._started()
             timeout = 0
+        elif self._ending():
+            timeout = min(timeout, ENDING_TIMEOUT)
         self._inner.register_readable(self._wakeup)
         readable, writable = self._inner.poll(timeout)
         if self._wakeup in readable:
@@ -139,7 +146,9 @@ def run_supervisord(configuration: Path) -> int:
         events.subscribe(events.ProcessStateExitedEvent, end_with_agent)
         events.subscribe(events.ProcessStateFatalEvent, end_with_agent)
 
-    options.poller = PromptPoller(options.poller, take_over)
+    options.poller = PromptPoller(
+        options.poller, take_over, lambda: options.mood < supervisord.SupervisorStates.RUNNING
+    )
     with contextlib.suppress(supervisord.asyncore.ExitNow):
         supervisor.main()
     # Supervisor says -1 for a program that died of a signal, and None for one that never ran.

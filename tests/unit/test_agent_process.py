@@ -59,7 +59,8 @@ class Poller:
 
 def test_poller_wakes_at_once_for_a_signal() -> None:
     started: list[str] = []
-    poller = services.PromptPoller(Poller(), lambda: started.append("now"))
+    ending: list[bool] = []
+    poller = services.PromptPoller(Poller(), lambda: started.append("now"), lambda: bool(ending))
     previous = signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
         assert poller.poll(30) == ([], [])
@@ -67,6 +68,8 @@ def test_poller_wakes_at_once_for_a_signal() -> None:
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         assert poller.poll(30) == ([], [])
         assert started == ["now"]
+        ending.append(True)
+        assert poller.poll(30) == ([], [])
     finally:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGUSR1, previous)
