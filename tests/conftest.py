@@ -3,4 +3,4 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What all tests share: the fixtures of the real services live in a file each."""
 
-pytest_plugins = ["etcd_fixtures"]
+pytest_plugins = ["agent_fixtures", "etcd_fixtures", "host_fixtures"]

@@ -48,7 +48,9 @@ CONTAINER_WRITABLE = RUNTIME_ROOT + "/node"
 def check_job_id(job_id: str) -> str:
     """Return *job_id* unchanged, or raise ``ValueError`` if it is no job id."""
     if not JOB_ID.fullmatch(job_id):
-        raise ValueError(f"not a job id: {job_id!r} (expected a number, or number_index for an array element)")
+        raise ValueError(
+            f"not a job id: {job_id!r} (expected a number, or number_index for an array element)"
+        )
     return job_id
 
 

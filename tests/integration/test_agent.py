@@ -13,7 +13,6 @@ from agent_fixtures import JobContainers
 from dockerjob_core import names
 from dockerjob_core.errors import DiscoveryError, DockerjobError, RequestError, WallClockError
 
-pytest_plugins = ["agent_fixtures"]
 pytestmark = pytest.mark.integration
 
 MASTER = "<<< MASTER: starting COMMAND"

@@ -12,7 +12,6 @@ import time
 import pytest
 from agent_fixtures import ROOT, Docker, run
 
-pytest_plugins = ["agent_fixtures"]
 pytestmark = pytest.mark.integration
 
 AS_A_USER = ("run", "--rm", "--network", "none", "--user", "4711:4711", "--cap-drop", "ALL")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from host_fixtures import Host
 
-pytest_plugins = ["host_fixtures"]
 pytestmark = pytest.mark.integration
 
 USER, GROUP = 4711, 4712

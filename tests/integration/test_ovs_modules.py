@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from host_fixtures import Host
 
-pytest_plugins = ["host_fixtures"]
 pytestmark = pytest.mark.integration
 
 IMAGE = "dockerjob-test:latest"

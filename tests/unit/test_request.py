@@ -29,7 +29,9 @@ def request(**changes: object) -> JobRequest:
 
 @given(st.binary(min_size=1, max_size=300).filter(lambda b: b.strip() and b"\0" not in b))
 def test_command_arrives_byte_for_byte(command: bytes) -> None:
-    sent = request(command=command, environment={"A": "{{ lookup('pipe','id') }}"}, hostfile="system/machines")
+    sent = request(
+        command=command, environment={"A": "{{ lookup('pipe','id') }}"}, hostfile="system/machines"
+    )
     line = sent.to_json()
     assert line.count(b"\n") == 1
     assert JobRequest.from_json(line) == sent
@@ -40,7 +42,9 @@ def test_command_arrives_byte_for_byte(command: bytes) -> None:
         st.binary(max_size=200),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.text(max_size=20),
-            lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=6),
+            lambda inner: (
+                st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=6)
+            ),
         ).map(lambda value: json.dumps(value).encode()),
     )
 )
