@@ -40,3 +40,5 @@ cp "$source"/playbooks/job_*.yml "$collection/playbooks"
 find "$work/release" \( -name __pycache__ -o -name ".?*" \) -prune -exec rm -rf {} +
 tar -C "$work/release" --owner=root --group=root --sort=name -cf "$archive.$$" .
 mv "$archive.$$" "$archive"
+
+find "$cache" -maxdepth 1 -name 'release-*.tar' -mtime +30 -delete
