@@ -250,9 +250,9 @@ def compare(
 def measure_openfoam(cluster: Cluster) -> dict[str, Any]:
     """Run pitzDaily in containers and on the bare hosts, and compare the residuals."""
     say("pitzDaily: in containers")
-    if cluster.submit(PREPARE).status:
+    if cluster.submit(PREPARE, timeout=900).status:
         raise RuntimeError("pitzDaily could not be prepared")
-    contained = cluster.submit(PITZDAILY)
+    contained = cluster.submit(PITZDAILY, timeout=900)
     say("pitzDaily: the same ranks on the bare hosts")
     bare = run_bare(cluster)
     mine, theirs = residuals(contained.out), residuals(bare)

@@ -13,7 +13,7 @@ import sys
 
 from . import cluster, host, inventory, submit
 from .model import DEFAULT_COMPUTE, MAX_COMPUTE, Lab, LabError, check_name, existing, recorded_compute
-from .system import locked
+from .system import locked, shorten_time_slice
 
 NEEDED = ("ip", "nsenter", "unshare", "tini", "sshd", "ssh-keygen", "nc")
 
@@ -89,6 +89,7 @@ def _up(arguments: argparse.Namespace) -> int:
     if arguments.check:
         changed = cluster.status(wanted).state != "up" or recorded_compute(wanted.name) != wanted.compute
     else:
+        shorten_time_slice()
         with locked(wanted.lock):
             changed = cluster.up(wanted)
     if arguments.json:

@@ -90,11 +90,13 @@ class Cluster:
         process.stdin = None
         return process
 
-    def submit(self, script: str, user: str = "alice", hosts: str = "node1,node2") -> Outcome:
+    def submit(
+        self, script: str, user: str = "alice", hosts: str = "node1,node2", timeout: float = 180
+    ) -> Outcome:
         """Submit a script's text and wait for its end."""
         process = self.start(script, user, hosts)
         try:
-            out, err = process.communicate(timeout=180)
+            out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             raise

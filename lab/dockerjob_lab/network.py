@@ -18,7 +18,7 @@ from .model import NETNS_ROOT, Lab, LabHost
 from .system import run
 
 BRIDGES = ("br-mgmt", "br-fab")
-FABRIC_MTU = 9000
+FABRIC_MTU = 1600
 """Above 1500, so that a tagged frame of a job's network fits."""
 
 

@@ -16,9 +16,10 @@ pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
 
 def submit_example(cluster: Cluster, name: str, user: str = "alice") -> Outcome:
-    return cluster.submit((ROOT / "examples" / name).read_text(), user)
+    return cluster.submit((ROOT / "examples" / name).read_text(), user, timeout=900)
 
 
+@pytest.mark.timeout(1000)
 def test_openfoams_pitzdaily_converges_on_two_hosts(cluster: Cluster) -> None:
     prepared = submit_example(cluster, "pitzdaily_prepare.bsub")
     assert prepared.status == 0, prepared.err
