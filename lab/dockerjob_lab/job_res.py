@@ -41,7 +41,8 @@ def start(job: dict[str, Any]) -> int:
     environment = {**job["environment"], "LS_JOBPID": str(os.getpid())}
     child = os.fork()
     if not child:
-        for number in (*PASSED_ON, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the last two
+        # Whatever Python or the caller of the lab ignores, nohup(1) for one, a job does not.
+        for number in signal.valid_signals() - {signal.SIGHUP, signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         for descriptor, path in job["spool"].items():

@@ -231,7 +231,8 @@ class TestSubmit:
         )
         stdin, ignored, group, job_pid, cgroup = self.submit(tmp_path, script).splitlines()
         assert stdin == "/dev/null"
-        assert ignored.split()[1] == "0000000000000001"
+        # Signals 32 and 33 are the C library's own; what the caller made of them can't be undone.
+        assert int(ignored.split()[1], 16) & ~(0b11 << 31) == 1
         assert group == job_pid
         assert f"/dockerjob-{NAME}/node1/lsf/{NAME}/job." in cgroup
 

@@ -106,4 +106,4 @@ def serve(request: JobRequest, directory: Path) -> int:
         return run_job(request, directory, setup)
     finally:
         setup.cancel()
-        setup.wait(10)
+        setup.join(10)

@@ -95,6 +95,7 @@ class Job:
         )
         self._directory = directory
         self._setup = setup
+        self._teardown: PlaybookRun | None = None
         self._node_results: dict[str, dict[str, Any]] = {}
         self._connections = Connections(config, self._hosts, self._directory / "ssh")
         self._wall_clock = min(request.wall_clock or config.limits.wall_clock, config.limits.wall_clock)
@@ -186,7 +187,7 @@ class Job:
         with self.report.phase("start"):
             self._started = True
             self._setup.release(self._inventory(plan.host_specs()))
-            while not self._setup.wait(0.2):
+            while not self._setup.wait(self._hosts, 0.2):
                 if self._inbox.ended_by is not None:
                     self._setup.cancel()
             results = self._setup.results(self._hosts)
@@ -210,6 +211,8 @@ class Job:
                 limit = time.time() + self._config.limits.discovery_timeout + 5
                 status = self._wait(kvs, state, limit, lambda: self._ready(state) == len(self._hosts))
             if status is None:
+                # Loads now and then only waits: so the end of COMMAND need not wait for it.
+                self._teardown = self._new_teardown()
                 with self.report.phase("compute"):
                     status = self._wait(kvs, state, self._deadline, lambda: False)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -331,12 +334,10 @@ class Job:
         """Remove everything; what can't be removed now is said in the report, never raised."""
         results = HostResults()
         if self._started:
-            try:
-                run = PlaybookRun(self._directory, "job_teardown.yml", self._config.limits.setup_timeout)
-                run.release(self._inventory({}))
-                results = run.results(self._hosts)
-            except HostError as error:
-                results.failed = {host: str(error) for host in self._hosts}
+            results = self._clean_hosts(self._teardown or self._new_teardown())
+            if self._teardown and not results.returned:
+                # It had waited since COMMAND began, and may have been killed meanwhile.
+                results = self._clean_hosts(self._new_teardown())
         self._node_results = results.returned
         self.report.leftovers += [f"{host}: {reason}" for host, reason in results.failed.items()]
         try:
@@ -345,6 +346,14 @@ class Job:
                 ipam.release(kvs, self.job_id)
         except KvsError as error:
             self.report.leftovers.append(f"etcd: {error}")
+
+    def _new_teardown(self) -> PlaybookRun:
+        return PlaybookRun(self._directory, "job_teardown.yml", self._config.limits.setup_timeout)
+
+    def _clean_hosts(self, run: PlaybookRun) -> HostResults:
+        run.release(self._inventory({}))
+        run.join()
+        return run.results(self._hosts)
 
     def _final_status(self, status: int | None) -> int:
         if time.time() >= self._deadline:

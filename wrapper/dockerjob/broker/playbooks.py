@@ -17,18 +17,19 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import signal
 import sys
+import tempfile
 import termios
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import ansible_runner  # type: ignore[import-untyped]  # ships no type information
-from dockerjob_core.errors import HostError
 
 NODE_TASK = "hpc.dockerjob.job_node"
 _PIPE_INTERVAL = 0.01
@@ -42,8 +43,8 @@ class HostResults:
     returned: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def collect(self, event: Mapping[str, Any]) -> bool:
-        """Take in one event of ansible-runner; False: it need not be written to disk."""
+    def collect(self, event: Mapping[str, Any]) -> None:
+        """Take in one event of ansible-runner."""
         data = event.get("event_data", {})
         host, result = data.get("host"), data.get("res") or {}
         kind = event.get("event")
@@ -51,7 +52,6 @@ class HostResults:
             self.returned[host] = result
         elif kind in ("runner_on_failed", "runner_on_unreachable"):
             self.failed[host] = " ".join(str(result.get("msg", kind)).split())
-        return False
 
 
 class PlaybookRun:
@@ -65,25 +65,28 @@ class PlaybookRun:
         Args:
             directory: private directory of the job; the run makes one of its own in it.
             playbook: which one; only its plays tagged ``hosts`` are run.
-            timeout: seconds after which it is ended.
+            timeout: seconds from its release after which it is ended.
         """
         self._playbook = playbook
-        self._private = directory / Path(playbook).stem
-        self._private.mkdir(mode=0o700)
+        self._private = Path(tempfile.mkdtemp(prefix=f"{Path(playbook).stem}-", dir=directory))
         self._inventory = self._private / "inventory.json"
         os.mkfifo(self._inventory, 0o600)
         # Open for reading and writing: so opening doesn't wait for ansible-playbook, and it
         # never sees the end of the pipe before we close it.
         self._pipe = os.open(self._inventory, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         self._cancelled = False
+        self._timeout = timeout
+        self._limit = math.inf
         self._status = "unstarted"
         self._results = HostResults()
+        self._news = threading.Event()
         self._feeder: threading.Thread | None = None
-        self._thread = threading.Thread(target=self._run, args=(timeout,), name=playbook, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=playbook, daemon=True)
         self._thread.start()
 
     def release(self, inventory: Mapping[str, Any]) -> None:
         """Hand over the inventory; the tasks start as soon as Ansible has loaded."""
+        self._limit = time.monotonic() + self._timeout
         document = json.dumps(inventory).encode()
         self._feeder = threading.Thread(target=self._feed, args=(document,), name="inventory", daemon=True)
         self._feeder.start()
@@ -103,45 +106,54 @@ class PlaybookRun:
             time.sleep(_PIPE_INTERVAL)
         os.close(self._pipe)
 
-    def wait(self, timeout: float) -> bool:
-        """Wait at most *timeout* seconds for the end of the run; say whether it has ended."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+    def wait(self, hosts: Collection[str], timeout: float) -> bool:
+        """Wait at most *timeout* seconds; say whether each of *hosts* is done, or the run has ended."""
+        self._news.wait(timeout)
+        self._news.clear()
+        done = {*self._results.returned, *self._results.failed}
+        return done.issuperset(hosts) or not self._thread.is_alive()
 
-    def results(self, hosts: list[str]) -> HostResults:
-        """Wait for the end and say what became of each of *hosts*.
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the end of the run."""
+        self._thread.join(timeout)
+
+    def results(self, hosts: Collection[str]) -> HostResults:
+        """Say what has become of each of *hosts*; call it when the run has ended or all are done.
 
         A host without a result has failed: a playbook that matched no host counts as
         successful to Ansible, but not to us.
-
-        Raises:
-            HostError: Ansible failed and named no host.
         """
-        self._thread.join()
-        named = dict(self._results.failed)
+        failed = dict(self._results.failed)
         for host in hosts:
-            if host not in self._results.returned and host not in named:
-                named[host] = f"{self._playbook} ended ({self._status}) before this host was done"
-        if self._status != "successful" and not named:
-            raise HostError(f"{self._playbook} ended with status {self._status}")
-        return HostResults(dict(self._results.returned), named)
+            if host not in self._results.returned and host not in failed:
+                failed[host] = f"{self._playbook} ended ({self._status}) before this host was done"
+        return HostResults(dict(self._results.returned), failed)
 
-    def _run(self, timeout: float) -> None:
+    def _run(self) -> None:
         # Batch systems signal every process of a job. A blocked signal stays blocked in the
         # children, so that the end of the job doesn't end the playbook that cleans up after it.
         signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_ANSIBLE)
-        runner = ansible_runner.run(
-            private_data_dir=str(self._private),
-            playbook=str(collection_directory() / "playbooks" / self._playbook),
-            inventory=str(self._inventory),
-            envvars=self._environment(),
-            settings={"suppress_ansible_output": True, "job_timeout": int(timeout)},
-            event_handler=self._results.collect,
-            cancel_callback=lambda: self._cancelled,
-            cmdline="--tags hosts",
-            quiet=True,
-        )
-        self._status = runner.status
+        try:
+            runner = ansible_runner.run(
+                private_data_dir=str(self._private),
+                playbook=str(collection_directory() / "playbooks" / self._playbook),
+                inventory=str(self._inventory),
+                envvars=self._environment(),
+                settings={"suppress_ansible_output": True},
+                event_handler=self._collect,
+                cancel_callback=lambda: self._cancelled or time.monotonic() > self._limit,
+                cmdline="--tags hosts",
+                quiet=True,
+            )
+            self._status = runner.status
+        finally:
+            self._news.set()
+
+    def _collect(self, event: Mapping[str, Any]) -> bool:
+        """Take in an event; False tells ansible-runner that it need not be written to disk."""
+        self._results.collect(event)
+        self._news.set()
+        return False
 
     def _environment(self) -> dict[str, str]:
         return {
