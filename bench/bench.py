@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dockerjob_lab.client import CONFIG, ROOT, Cluster
 from tables import write_page
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
+from dockerjob_lab.client import CONFIG, ROOT, Cluster  # lab is no installed package
 
 HOSTS = ("node1", "node2")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -132,8 +134,9 @@ def measure_job(cluster: Cluster) -> dict[str, Any]:
     first = process.stdout.readline()
     start = time.monotonic() - begin
     started = max(container_started(cluster, host) for host in HOSTS)
-    log, _ = process.communicate(timeout=120)
-    if process.returncode or first != "first\n":
+    # Not communicate(): it would miss what readline() has read ahead.
+    log = process.stdout.read()
+    if process.wait(120) or first != "first\n":
         raise RuntimeError(f"the job failed: {process.returncode}: {first}{log}")
     ready = next(line for line in log.splitlines() if "READY STATE FOR ALL NODES" in line)
     stamp = datetime.fromisoformat(" ".join(ready.split()[:2])).astimezone()

@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 DOCKER_HOST = "unix:///var/run/docker.sock"
 ENTRYPOINT = ("/opt/dockerjob/bin/dockerjob-agent", "init")
 
-LOG: Mapping[str, Any] = {"Type": "local", "Config": {"max-size": "1g", "max-file": "2", "compress": "false"}}
+LOG: Mapping[str, Any] = {"Type": "json-file", "Config": {"max-size": "1g", "max-file": "2"}}
 """Where the output waits for ``docker logs --follow``.
 
-``local`` brought 400000 lines through in 6.0 s where ``json-file`` took 7.3 s, at the same
-delay of a line, and in less space.  Its own default would drop output beyond 100 MB that
-nobody has read yet; 2 GB are still no danger to a host's disk.
+Not ``local``, though it is a sixth faster: it keeps a last line without a newline to itself.
+2 GB are no danger to a host's disk, and more than a reader that keeps up will ever leave.
 """
 
 Propagation = Literal["private", "rprivate", "shared", "rshared", "slave", "rslave"]

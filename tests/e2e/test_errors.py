@@ -76,6 +76,17 @@ def test_a_host_that_can_not_be_cleaned_keeps_its_network_reserved(cluster: Clus
     assert "failed=0" in cluster.teardown("987655")
 
 
+def test_discovery_that_fails_names_the_nodes_and_shows_why(cluster: Cluster, site_config: Any) -> None:
+    site_config("limits", discovery_timeout=6)
+    cluster.run("node2", "ip", "link", "set", "eth1", "down")
+    try:
+        done = cluster.submit(job())
+    finally:
+        cluster.run("node2", "ip", "link", "set", "eth1", "up")
+    check(done, 204, r"\d+_node_\d on node\d")
+    assert "hpc_submit_dockerjob: node2: " in done.err
+
+
 def test_etcd_out_of_reach_is_said(cluster: Cluster) -> None:
     with service_stopped(cluster, "node1", "haproxy"):
         check(cluster.submit(job()), 211, "etcd")

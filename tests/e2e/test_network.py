@@ -59,9 +59,7 @@ def test_a_job_sees_no_frame_of_another(cluster: Cluster, neighbour: tuple[str, 
     process = cluster.start(job(command))
     assert process.stdout is not None
     own = process.stdout.readline().split()[0].rsplit(".", 1)[0]
-    name = cluster.run(
-        "node1", "docker", "ps", "--format", "{{.Names}}", "--filter", "label=dockerjob.node=0"
-    ).split()
+    name = cluster.run("node1", "docker", "ps", "--format", "{{.Names}}", "--filter", "name=_node_0").split()
     [mine] = [one for one in name if own in cluster.run("node1", "docker", "exec", one, "hostname", "-I")]
     pid = json.loads(cluster.run("node1", "docker", "inspect", mine))[0]["State"]["Pid"]
     # The neighbour talks meanwhile: ARP broadcasts and TCP on its own network.
