@@ -31,8 +31,10 @@ ENTRYPOINT = ("/opt/dockerjob/bin/dockerjob-agent", "init")
 LOG: Mapping[str, Any] = {"Type": "json-file", "Config": {"max-size": "1g", "max-file": "2"}}
 """Where the output waits for ``docker logs --follow``.
 
-Not ``local``, though it is a sixth faster: it keeps a last line without a newline to itself.
-2 GB are no danger to a host's disk, and more than a reader that keeps up will ever leave.
+Not ``local``, though it is a sixth faster: with it a last line without a newline never came
+through.  With ``json-file`` it does, unless the reader sees the container's end first, which
+dockerd 20.10 doesn't prevent.  2 GB are no danger to a host's disk, and more than a reader
+that keeps up will ever leave.
 """
 
 Propagation = Literal["private", "rprivate", "shared", "rshared", "slave", "rslave"]
