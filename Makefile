@@ -11,7 +11,7 @@ export LAB_NAME
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build
 export PATH := $(CURDIR)/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
-.PHONY: help setup demo test lab-up lab-down lab-status images cluster lint unit integration molecule e2e bench soak
+.PHONY: help setup demo test lab-up lab-down lab-status clean images cluster lint unit integration molecule e2e bench
 
 help: ## show this help
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -30,6 +30,9 @@ lab-up: setup ## start the lab's hosts (no services yet)
 
 lab-down: ## remove the lab: every process, namespace, link, mount and file of it
 	@[ ! -x $(BIN)/python ] || $(BIN)/python lab/lab.py --name $(LAB_NAME) down
+
+clean: lab-down ## remove the lab and what was built for it: images, .venv, .build
+	@rm -rf /var/lib/dockerjob-lab/images .venv .build .lab
 
 lab-status: ## show the lab's hosts and what runs on them
 	@$(BIN)/python lab/lab.py --name $(LAB_NAME) status
