@@ -206,7 +206,7 @@ def measure_idle(cluster: Cluster, seconds: int) -> dict[str, Any]:
 OURS = {
     "container": ("supervisord", "dockerjob_agent", "dockerjob-agent", "/usr/sbin/sshd -D -f /run/dockerjob"),
     "relay": ("haproxy",),
-    "wrapper and broker": ("hpc_submit_dockerjob", "dockerjob-broker", "/run/", "docker logs --follow"),
+    "wrapper and broker": ("hpc_submit_dockerjob", "dockerjob-broker", "/var/lib/dockerjob/run/"),
 }
 
 
