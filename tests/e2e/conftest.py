@@ -83,3 +83,13 @@ def service_stopped(cluster: Cluster, host: str, service: str) -> Iterator[None]
         yield
     finally:
         cluster.run(host, "service", service, "start")
+
+
+def signal_wrapper(cluster: Cluster, name: str, delay: float = 0.0) -> None:
+    """Send a signal to the one wrapper on node1, *delay* seconds after it has appeared."""
+    for _ in range(100):
+        if cluster.run("node1", "pgrep", "-f", "bin/hpc_submit_dockerjob", check=False):
+            break
+        time.sleep(0.1)
+    time.sleep(delay)
+    cluster.run("node1", "pkill", f"-{name}", "-f", "bin/hpc_submit_dockerjob")

@@ -10,7 +10,7 @@ import time
 import pytest
 from dockerjob_lab.client import ROOT, Cluster, Outcome
 
-from .conftest import job
+from .conftest import job, signal_wrapper
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
@@ -109,15 +109,14 @@ def test_a_signal_ends_the_job_cleanly(cluster: Cluster, number: signal.Signals)
     process = cluster.start(job("echo started; sleep 300"))
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
-    cluster.run("node1", "pkill", f"-{number.name[3:]}", "-f", "bin/hpc_submit_dockerjob")
+    signal_wrapper(cluster, number.name[3:])
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
 
 
 def test_a_signal_during_set_up_ends_it_cleanly(cluster: Cluster) -> None:
     process = cluster.start(job("sleep 300"))
-    time.sleep(1.0)
-    cluster.run("node1", "pkill", "-INT", "-f", "bin/hpc_submit_dockerjob")
+    signal_wrapper(cluster, "INT", delay=0.7)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 130, err
 

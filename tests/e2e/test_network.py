@@ -55,7 +55,7 @@ echo end
 def test_a_job_sees_no_frame_of_another(cluster: Cluster, neighbour: tuple[str, str]) -> None:
     _, address = neighbour
     prefix = address.rsplit(".", 1)[0]
-    command = "hostname -I; ping -c8 $(hostname | sed s/0$/1/) >/dev/null"
+    command = "hostname -I; ping -c20 $(hostname | sed s/0$/1/) >/dev/null"
     process = cluster.start(job(command))
     assert process.stdout is not None
     own = process.stdout.readline().split()[0].rsplit(".", 1)[0]
