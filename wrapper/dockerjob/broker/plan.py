@@ -146,11 +146,7 @@ class JobPlan:
     @property
     def home(self) -> str:
         """HOME in the containers: the user's own where it is mounted, else JOBDIR."""
-        return self.identity.home if self.is_mounted(self.identity.home) else self.request.jobdir
-
-    def is_mounted(self, path: str) -> bool:
-        """Tell whether *path* lies on a file system that the containers see."""
-        return is_mounted(self.config, path)
+        return self.identity.home if is_mounted(self.config, self.identity.home) else self.request.jobdir
 
     def _environment(self) -> dict[str, str]:
         allocation = self.request.allocation
