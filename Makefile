@@ -11,7 +11,7 @@ export LAB_NAME
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build
 export PATH := $(CURDIR)/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
-.PHONY: help setup demo test lab-up lab-down lab-status clean images cluster lint unit integration molecule e2e bench
+.PHONY: help setup demo test lab-up lab-down lab-status clean images cluster lint unit integration molecule e2e security soak bench
 
 help: ## show this help
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,7 +32,7 @@ lab-down: ## remove the lab: every process, namespace, link, mount and file of i
 	@[ ! -x $(BIN)/python ] || $(BIN)/python lab/lab.py --name $(LAB_NAME) down
 
 clean: lab-down ## remove the lab and what was built for it: images, .venv, .build
-	@rm -rf /var/lib/dockerjob-lab/images .venv .build .lab
+	@rm -rf "$${DOCKERJOB_LAB_IMAGES:-/var/lib/dockerjob-lab/images}" .venv .build .lab
 
 lab-status: ## show the lab's hosts and what runs on them
 	@$(BIN)/python lab/lab.py --name $(LAB_NAME) status
@@ -43,7 +43,7 @@ images: setup ## build the application images (only what has changed)
 cluster: lab-up images ## apply cluster_setup.yml to the lab
 	@$(BIN)/ansible-playbook -i $(INVENTORY) playbooks/cluster_setup.yml
 
-lint: setup ## ruff, mypy, yamllint, ansible-lint
+lint: setup ## ruff, mypy, yamllint, ansible-lint, secrets, advisories
 	@tests/lint.sh
 
 unit: setup ## tests of pure logic
@@ -58,5 +58,15 @@ molecule: setup images ## molecule scenarios
 e2e: setup images ## whole jobs in a lab of their own
 	@LAB_NAME=test $(BIN)/pytest tests/e2e
 
-bench: setup images ## measure against the floor; writes bench/results.json
-	@$(BIN)/python bench/bench.py
+security: setup ## attacks of ordinary users, in the lab of the whole jobs
+	@LAB_NAME=test lab/ensure_cluster.sh
+	@LAB_NAME=test $(BIN)/pytest tests/security
+
+soak: setup ## 30 jobs at once, 100 under random kills, much output; an hour or so
+	@LAB_NAME=test lab/ensure_cluster.sh
+	@LAB_NAME=test DOCKERJOB_SOAK=1 $(BIN)/pytest -s tests/e2e/test_many.py tests/e2e/test_faults.py
+
+bench: ## measure against the floor, in a lab of its own; writes bench/results.json
+	@lab/bootstrap.sh openfoam openmpi-bin  # pitzDaily is run on the bare hosts, too
+	@LAB_NAME=bench lab/ensure_cluster.sh
+	@LAB_NAME=bench $(BIN)/python bench/bench.py; status=$$?; $(BIN)/python lab/lab.py --name bench down; exit $$status

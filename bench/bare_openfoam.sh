@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Runs on node1 of the lab, as root: pitzDaily with the same ranks on the same hosts, but with the
-# hosts' own OpenFOAM (Debian's package, the version of the image) over the hosts' own network.
+# hosts' own OpenFOAM (Debian's package, the version of the image) over the hosts' own network. Ranks
+# that wait yield, as the lab has them in containers: all hosts share the machine's cores.
 set -euo pipefail
 case=/scratch/alice/pitzdaily_bare
 home=~alice
@@ -21,5 +22,5 @@ setpriv --reuid=alice --regid=alice --init-groups env -i -C "$case" HOME="$home"
   WM_PROJECT_DIR=/usr/share/openfoam FOAM_ETC=/usr/share/openfoam/etc \
   mpirun -hostfile system/machines -x WM_PROJECT_DIR -x FOAM_ETC \
   -mca plm_rsh_args "-i $home/.ssh/bench -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR" \
-  -mca btl_tcp_if_include eth0 -mca oob_tcp_if_include eth0 \
+  -mca mpi_yield_when_idle 1 -mca btl_tcp_if_include eth0 -mca oob_tcp_if_include eth0 \
   simpleFoam -parallel

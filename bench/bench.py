@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dockerjob_core import node_program
 from tables import write_page
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
@@ -99,7 +100,7 @@ def measure_start_and_end(cluster: Cluster, runs: int) -> dict[str, Any]:
         "teardown": spread(teardown),
         "phases": {
             name: spread([job["phases"].get(name, 0.0) for job in jobs])
-            for name in ("check", "prepare", "start", "discovery", "teardown")
+            for name in ("prepare", "start", "discovery", "teardown")
         },
         "ratio": {
             "start": round(statistics.median(s / f[0] for s, f in zip(start, floor, strict=True)), 2),
@@ -149,11 +150,13 @@ def measure_job(cluster: Cluster) -> dict[str, Any]:
 
 def start_wrapper(cluster: Cluster, command: str) -> tuple[subprocess.Popen[str], float]:
     """Start the wrapper as alice on the first host, with LSF's variables set."""
+    number = time.time_ns() // 10**7 % 10**9 + 1
+    cluster.record_job(number, "alice", [(host, 2) for host in HOSTS])
     variables = {
         "APPLICATION": "mpihello:1",
         "COMMAND": command,
         "JOBDIR": "/scratch/alice",
-        "LSB_JOBID": str(time.time_ns() // 10**7 % 10**9 + 1),
+        "LSB_JOBID": str(number),
         "LSB_JOBINDEX": "0",
         "LSB_MCPU_HOSTS": " ".join(f"{host} 2" for host in HOSTS) + " ",
         "PATH": "/usr/bin:/bin",
@@ -205,6 +208,7 @@ def measure_idle(cluster: Cluster, seconds: int) -> dict[str, Any]:
 
 OURS = {
     "container": ("supervisord", "dockerjob_agent", "dockerjob-agent", "/usr/sbin/sshd -D -f /run/dockerjob"),
+    "guard": (f"{node_program.directory()} guard", "sshd: root"),
     "relay": ("haproxy",),
     "wrapper and broker": ("hpc_submit_dockerjob", "dockerjob-broker", "/var/lib/dockerjob/run/"),
 }

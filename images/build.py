@@ -29,11 +29,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from builder import BuildError, Docker, private_dockerd
+from builder import STATE, BuildError, Docker, private_dockerd
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-STATE = Path("/var/lib/dockerjob-lab/images")
 SUITE = "bookworm"
 BASE = "base:12"
 AGENT_PACKAGES = {
@@ -99,8 +98,13 @@ def input_files() -> Iterator[tuple[str, Path]]:
             if path.is_file():
                 yield part, path
     for directory in AGENT_PACKAGES.values():
-        for path in sorted(directory.glob("*.py")):
+        for path in modules(directory):
             yield "infra", path
+
+
+def modules(package: Path) -> list[Path]:
+    """Return what a container needs of a package; what is below it (batch systems) is the submit hosts'."""
+    return sorted(package.glob("*.py"))
 
 
 def input_hashes() -> dict[str, str]:
@@ -239,7 +243,9 @@ class Build:
             if (source / "requirements.txt").exists():
                 shutil.copytree(self._wheels(source / "requirements.txt"), context / "wheels")
             for package, files in packages.items():
-                shutil.copytree(files, context / package, ignore=shutil.ignore_patterns("__pycache__"))
+                (context / package).mkdir()
+                for path in modules(files):
+                    shutil.copy(path, context / package)
             for path in context.rglob("*"):
                 os.utime(path, (0, 0))
             yield context

@@ -22,6 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+STATE = Path(os.environ.get("DOCKERJOB_LAB_IMAGES", "/var/lib/dockerjob-lab/images"))
+"""Where images are built and kept; a second checkout with other sources needs another one."""
+
 DOCKERD = "/usr/sbin/dockerd"
 DOCKER = "/usr/bin/docker"
 START_TIMEOUT = 30.0
@@ -123,6 +126,8 @@ def private_dockerd(
         with log_path.open("wb") as log:
             daemon = subprocess.Popen(
                 [
+                    # Else it would keep the data root from the next build when this one is killed.
+                    *("setpriv", "--pdeathsig", "TERM"),
                     "unshare",
                     "--mount",
                     "--propagation",
@@ -150,7 +155,7 @@ def _wait_until_up(docker: Docker, daemon: subprocess.Popen[bytes], log_path: Pa
     socket_path = Path(docker.host.removeprefix("unix://"))
     while time.monotonic() < deadline and daemon.poll() is None:
         if socket_path.exists():
-            with contextlib.suppress(BuildError):
+            with contextlib.suppress(BuildError, subprocess.TimeoutExpired):
                 docker.run("version", "--format", "{{.Server.Version}}", timeout=10)
                 return
         time.sleep(0.05)

@@ -2,9 +2,11 @@
 # Copyright: the hpc.dockerjob authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Makes a Debian 12 machine ready to work on the project: Debian packages, the Python
-# environment .venv from the lock file, and .build/ansible_collections, where Ansible
-# finds this checkout as the collection hpc.dockerjob. Idempotent; fast when done.
+# bootstrap.sh [PACKAGE ...]
+#
+# Makes a Debian 12 machine ready to work on the project: Debian packages (and those given),
+# the Python environment .venv from the lock file, and .build/ansible_collections, where
+# Ansible finds this checkout as the collection hpc.dockerjob. Idempotent; fast when done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +14,7 @@ packages=(
   acl arping busybox-static ca-certificates debootstrap docker.io etcd-client etcd-server ethtool fakeroot
   gcc haproxy iproute2 iptables iputils-ping make mmdebstrap netcat-openbsd openssh-client
   openssh-server openvswitch-switch procps python3 python3-dev python3-docker python3-etcd3
-  python3-netaddr python3-pip python3-venv rsync sudo supervisor tcpdump tini util-linux
+  python3-netaddr python3-pip python3-venv rsync sudo supervisor tcpdump tini util-linux "$@"
 )
 
 step() { printf '==> %s\n' "$*"; }
@@ -41,7 +43,7 @@ lock=requirements-dev.lock
 if ! cmp -s "$lock" .venv/installed.lock; then
   step "installing the Python packages of $lock into .venv (a minute or two)"
   [[ -x .venv/bin/python ]] || python3.11 -m venv .venv
-  .venv/bin/pip install --quiet --disable-pip-version-check -r "$lock"
+  .venv/bin/pip install --quiet --disable-pip-version-check --use-pep517 -r "$lock"
   .venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
   cp "$lock" .venv/installed.lock
 fi

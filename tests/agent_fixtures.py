@@ -30,9 +30,8 @@ from etcd_fixtures import EtcdServer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "images"))
 
-from builder import Docker, private_dockerd  # noqa: E402
+from builder import STATE, Docker, private_dockerd  # noqa: E402  # the path is set above
 
-STATE = Path("/var/lib/dockerjob-lab/images")
 UID = 4711
 READ_ONLY = ("passwd", "/etc/passwd"), ("group", "/etc/group"), ("ssh_config", "/etc/ssh/ssh_config")
 
@@ -69,7 +68,7 @@ class JobContainers:
         self.jobdir.mkdir(exist_ok=True)
         os.chown(self.jobdir, UID, UID)
         with Kvs.connect(self.server.endpoint()) as kvs:
-            kvs.add_identity(names.etcd_user(self.job_id), names.job_prefix(self.job_id))
+            kvs.identities.add(self.job_id)
             self.lease = kvs.lease_grant(ttl)
             kvs.put(names.finish_key(self.job_id), "FALSE", lease=self.lease)
         for index in range(self.count):
@@ -101,7 +100,7 @@ class JobContainers:
             "hostfile": "system/machines",
             "shell": "/bin/bash",
             "lease_id": self.lease,
-            "deadline": None,
+            "lifetime": None,
             "discovery_timeout": 30,
             "ssh_port": 2222,
             "etcd": {"socket": str(self.directory / "etcd.sock"), "server_name": "etcd"},
@@ -224,7 +223,7 @@ class JobContainers:
         with Kvs.connect(self.server.endpoint()) as kvs:
             if self.lease:
                 kvs.lease_revoke(self.lease)
-            kvs.remove_identity(names.etcd_user(self.job_id))
+            kvs.identities.remove(self.job_id)
 
 
 def run(argv: list[str], stdin: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:

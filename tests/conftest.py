@@ -3,4 +3,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What all tests share: the fixtures of the real services live in a file each."""
 
-pytest_plugins = ["agent_fixtures", "etcd_fixtures", "host_fixtures"]
+import os
+
+from hypothesis import settings
+
+# The same examples in each run: what CI finds, everyone finds.  The machines' speed is no property.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.register_profile(
+    "search", max_examples=int(os.environ.get("EXAMPLES", "5000")), database=None, deadline=None
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+pytest_plugins = ["etcd_fixtures", "agent_fixtures", "cluster_fixtures", "host_fixtures", "job_fixtures"]

@@ -108,6 +108,11 @@ class Host:
         """Ask the docker command line."""
         return self.run("/usr/bin/docker", *arguments, check=check).stdout.strip()
 
+    def flows(self, bridge: str = "br-job") -> list[str]:
+        """All flows of a bridge, whoever made them."""
+        shown = self.run("ovs-ofctl", "--names", "--no-stats", "dump-flows", bridge).stdout
+        return sorted(line.strip() for line in shown.splitlines())
+
     def in_container(self, pid: int, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program of the host in a container's network."""
         return self.run("nsenter", f"--net=/proc/{pid}/ns/net", *argv, **options)
@@ -117,11 +122,12 @@ class Host:
         return {link["ifname"] for link in json.loads(self.run("ip", "-json", "link").stdout)}
 
     def forget_ports(self) -> None:
-        """Remove what ports a failed test may have left."""
+        """Remove what ports a failed test may have left, and their flows."""
         found = "ovs-vsctl --bare --columns=name find Interface 'external_ids!={}'"
         self.run(
             "bash", "-c", f"{found} | xargs --no-run-if-empty --max-args=1 ovs-vsctl --if-exists del-port"
         )
+        self.module("ovs_bridge", {"name": "br-job"})  # which removes the flows of ports that are gone
 
     def holds(self) -> dict[str, Any]:
         """All a job can leave on a host; equal before and after means: nothing was left."""
@@ -130,6 +136,7 @@ class Host:
             "volumes": sorted(self.docker("volume", "ls", "-q").split()),
             "ports": sorted(self.ovs("--bare", "--columns=name", "list", "Port").split()),
             "links": sorted(self.links()),
+            "flows": self.flows(),
             "jobs": sorted(self.run("find", "/run/dockerjob").stdout.split()),
         }
 
@@ -212,5 +219,5 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     with private_host(tmp_path_factory.mktemp("host") / "state") as started:
-        started.ovs("add-br", "br-job", "--", "set", "Bridge", "br-job", "datapath_type=netdev")
+        started.module("ovs_bridge", {"name": "br-job", "datapath_type": "netdev"})
         yield started

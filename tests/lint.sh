@@ -10,7 +10,10 @@ run() { printf -- '--- %s\n' "$*"; "$@"; }
 run ruff check .
 run ruff format --check .
 run mypy -p dockerjob -p dockerjob_core -p dockerjob_agent -p dockerjob_lab
-run mypy tests/unit
+run mypy tests/unit tests/security
 run tests/sanity.sh
 run yamllint --strict .
 run ansible-lint --profile production --offline
+printf -- '--- %s\n' "detect-secrets-hook --no-verify, over all tracked files"
+git ls-files -z | xargs -0 detect-secrets-hook --no-verify
+run tests/audit.sh

@@ -31,4 +31,6 @@ stage "molecule: life of a job"
 LAB_NAME=test tests/molecule.sh job
 stage "end to end: whole jobs in the lab"
 LAB_NAME=test pytest -q tests/e2e
+stage "security: attacks of ordinary users in the lab"
+LAB_NAME=test pytest -q tests/security
 stage "all tests passed"

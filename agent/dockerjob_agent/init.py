@@ -42,6 +42,13 @@ def write_configuration(spec: JobSpec, read_only: Path, writable: Path) -> None:
         (writable / name).unlink(missing_ok=True)
 
 
+def run_agent() -> int:
+    """Be the agent, in the process that supervisord forked for it."""
+    from . import run
+
+    return run.main()
+
+
 def main() -> int:
     """Prepare the node and run its services; the exit status tells ``docker`` how it went."""
     os.environ[mpi.STARTED] = repr(time.time())
@@ -55,7 +62,7 @@ def main() -> int:
     if key.returncode:
         log.error(f"ssh-keygen failed on {spec.me.name}: {problem.decode(errors='replace').strip()}")
         return ConfigError.exit_status
-    agent_status = services.run_supervisord(WRITABLE / "supervisord.conf")
+    agent_status = services.run_supervisord(WRITABLE / "supervisord.conf", run_agent)
     return exit_status(WRITABLE, agent_status, log)
 
 

@@ -67,6 +67,7 @@ class Agent:
         self._tree = Tree(spec, read_only, log)
         self._command: Command | None = None
         self._signal: int | None = None
+        self._latest = None if spec.lifetime is None else time.monotonic() + spec.lifetime
 
     def run(self) -> int:
         """Take the node through the job and return the container's exit status.
@@ -102,6 +103,12 @@ class Agent:
             raise RequestError(
                 f"JOBDIR {self._spec.jobdir} does not exist in {self._spec.me.name} on {self._spec.me.host}: "
                 "is the file system mounted on that host, and given to job containers by the site?"
+            )
+        # The wrapper resolved the links, but whoever speaks to the broker need not be the wrapper.
+        if os.path.realpath(self._spec.jobdir) != self._spec.jobdir:
+            raise RequestError(
+                f"JOBDIR {self._spec.jobdir} leads to {os.path.realpath(self._spec.jobdir)} in {self._spec.me.name}; "
+                "name the directory itself"
             )
         me = self._spec.me
         if not network.wait_for_address(self._spec.interface, me.address, self._spec.discovery_timeout):
@@ -149,12 +156,12 @@ class Agent:
             JobOverError: The wall clock ran out, or a signal ended the job before COMMAND.
         """
         limits = [] if deadline is None else [deadline - time.monotonic()]
-        if self._spec.deadline is not None:
-            limits.append(self._spec.deadline - time.time())
+        if self._latest is not None:
+            limits.append(self._latest - time.monotonic())
         try:
             event = self._events.get(timeout=max(0.0, min(limits)) if limits else None)
         except queue.Empty:
-            if self._spec.deadline is not None and time.time() >= self._spec.deadline:
+            if self._latest is not None and time.monotonic() >= self._latest:
                 raise JobOverError("the wall-clock limit is reached", WallClockError.exit_status) from None
             return None
         if isinstance(event, Signalled):

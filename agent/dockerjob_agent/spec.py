@@ -33,7 +33,10 @@ class Node:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One node's view of its job, as the broker wrote it."""
+    """One node's view of its job, as the broker wrote it.
+
+    ``lifetime`` is how many seconds the node may live; no time of day, since hosts differ in that.
+    """
 
     job_id: str
     node_index: int
@@ -44,7 +47,7 @@ class JobSpec:
     hostfile: str | None
     shell: str
     lease_id: int
-    deadline: float | None
+    lifetime: float | None
     discovery_timeout: float
     ssh_port: int
     verbose: bool
@@ -81,10 +84,10 @@ def parse(text: str) -> JobSpec:
             interface=str(raw["interface"]),
             prefix_length=int(raw["prefix_length"]),
             jobdir=str(raw["jobdir"]),
-            hostfile=raw.get("hostfile") or None,
+            hostfile=None if raw.get("hostfile") is None else str(raw["hostfile"]),
             shell=str(raw["shell"]),
             lease_id=int(raw["lease_id"]),
-            deadline=None if raw.get("deadline") is None else float(raw["deadline"]),
+            lifetime=None if raw.get("lifetime") is None else float(raw["lifetime"]),
             discovery_timeout=float(raw["discovery_timeout"]),
             ssh_port=int(raw["ssh_port"]),
             verbose=bool(raw.get("verbose", False)),
@@ -93,7 +96,7 @@ def parse(text: str) -> JobSpec:
         )
     except KeyError as error:
         raise ConfigError(f"spec.json lacks {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"spec.json is not valid: {error}") from error
     _check(spec)
     return spec
@@ -128,8 +131,8 @@ def load_environment(directory: Path = READ_ONLY) -> dict[str, str]:
     path = directory / "environment.json"
     try:
         raw = json.loads(path.read_text())
+        return {str(name): str(value) for name, value in raw.items()}
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid: {error}") from error
-    return {str(name): str(value) for name, value in raw.items()}

@@ -67,17 +67,22 @@ class Tree:
             names.node_key(self._spec.job_id, me.index, leaf): value.encode()
             for leaf, value in values.items()
         }
-        if not self._kvs.create_if_absent(items, lease=self._spec.lease_id):
-            # Left by an earlier start of this same node.
-            for key, content in items.items():
-                self._kvs.put(key, content, lease=self._spec.lease_id)
+
+        def write() -> None:
+            if not self._kvs.create_if_absent(items, lease=self._spec.lease_id):
+                # Left by an earlier start of this same node, or by a try that seemed to fail.
+                for key, content in items.items():
+                    self._kvs.put(key, content, lease=self._spec.lease_id)
+
+        self._insist(write, self._spec.discovery_timeout)
         for leaf, value in values.items():
             self._log(f"ETCD_SET -> {self._spec.job_id}/{me.name}/{leaf} = {value}")
 
     def set_ready(self) -> None:
         """Say that this node has verified all it needs of the others."""
         me = self._spec.me
-        self._kvs.put(names.node_key(self._spec.job_id, me.index, "READY"), "True", lease=self._spec.lease_id)
+        key, lease = names.node_key(self._spec.job_id, me.index, "READY"), self._spec.lease_id
+        self._insist(lambda: self._kvs.put(key, "True", lease=lease), self._spec.discovery_timeout)
         self._log(f"ETCD_SET -> {self._spec.job_id}/{me.name}/READY = True")
 
     def finish(self, status: int, patience: float = 30.0) -> bool:
@@ -85,21 +90,32 @@ class Tree:
 
         An etcd that is away for a moment is waited for; a lease that is gone is not.
         """
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                self._kvs.put(names.finish_key(self._spec.job_id), str(status), lease=self._spec.lease_id)
-            except RefusedError as error:
-                self._log(f"FINISH NOT WRITTEN: {error}")
-                return False
-            except KvsError as error:
-                if time.monotonic() > deadline:
-                    self._log(f"FINISH NOT WRITTEN: {error}")
-                    return False
-                time.sleep(0.5)
-            else:
-                self._log(f"ETCD_SET -> {self._spec.job_id}/FINISH = {status}")
-                return True
+        key, lease = names.finish_key(self._spec.job_id), self._spec.lease_id
+        try:
+            self._insist(lambda: self._kvs.put(key, str(status), lease=lease), patience)
+        except KvsError as error:
+            self._log(f"FINISH NOT WRITTEN: {error}")
+            return False
+        self._log(f"ETCD_SET -> {self._spec.job_id}/FINISH = {status}")
+        return True
+
+    def _insist(self, write: Callable[[], None], patience: float) -> None:
+        """Have etcd take a write; one that is away for a moment is waited for.
+
+        Raises:
+            RefusedError: etcd said no, as when the lease is gone.
+            KvsError: it was away for *patience* seconds.
+        """
+        import tenacity  # loaded by the first call to etcd
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(KvsError)
+            & tenacity.retry_if_not_exception_type(RefusedError),
+            wait=tenacity.wait_fixed(0.5),
+            stop=tenacity.stop_after_delay(patience),
+            reraise=True,
+        )
+        retrying(write)
 
     def follow(self, deliver: Callable[[Change], None]) -> Follower:
         """Deliver every change of the tree, from a thread, beginning with its present state."""

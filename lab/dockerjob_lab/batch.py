@@ -65,6 +65,7 @@ class Job:
     directory: str
     submit_host: str
     stamp: int
+    index: int = 0
 
     @property
     def job_file(self) -> str:
@@ -78,7 +79,7 @@ class Job:
 
     def expand(self, path: str) -> str:
         """*path* with ``%J`` and ``%I`` filled in, as LSF does in the names of output files."""
-        return path.replace("%J", str(self.number)).replace("%I", "0")
+        return path.replace("%J", str(self.number)).replace("%I", str(self.index))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -174,7 +175,7 @@ def environment(job: Job) -> dict[str, str]:
     slots = " ".join(job.slot_hosts)
     variables = {
         **_login_environment(job),
-        "LSB_BATCH_JID": str(job.number),
+        "LSB_BATCH_JID": f"{job.number}[{job.index}]" if job.index else str(job.number),
         "LSB_CHKFILENAME": job.job_file,
         "LSB_DJOB_HOSTFILE": f"{job.job_file}.hostfile",
         "LSB_DJOB_NUMPROC": str(job.options.slots),
@@ -183,7 +184,7 @@ def environment(job: Job) -> dict[str, str]:
         "LSB_JOBEXIT_STAT": "0",
         "LSB_JOBFILENAME": job.job_file,
         "LSB_JOBID": str(job.number),
-        "LSB_JOBINDEX": "0",
+        "LSB_JOBINDEX": str(job.index),
         "LSB_JOBNAME": job.options.job_name or f"{job.job_file}.shell",
         "LSB_JOB_EXECUSER": job.account.name,
         "LSB_MAX_NUM_PROCESSORS": str(job.options.slots),

@@ -59,6 +59,10 @@ def _add_batch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "--env", action="append", default=[], metavar="NAME=VALUE", help="set in the job; may repeat"
     )
     job.add_argument(
+        "--number", type=int, help="the job's number, as after a requeue (default: the next one)"
+    )
+    job.add_argument("--index", type=int, default=0, help="the job's index in an array (default: it is none)")
+    job.add_argument(
         "--spool", action="store_true", help="output to the -o and -e files at the end, not here"
     )
     kill = commands.add_parser("kill", help="signal or end a running job, as bkill does")
@@ -144,7 +148,9 @@ def _submit(arguments: argparse.Namespace) -> int:
     lab = existing(arguments.name)
     script = submit.read_script(arguments.script)
     extra = dict(pair.partition("=")[::2] for pair in arguments.env)
-    job = submit.make_job(lab, script, arguments.user, arguments.hosts, arguments.cwd)
+    job = submit.make_job(
+        lab, script, arguments.user, arguments.hosts, arguments.cwd, arguments.number, arguments.index
+    )
     return submit.submit(lab, job, script, extra, spool=arguments.spool)
 
 

@@ -10,15 +10,26 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from dockerjob_core.kvs import Endpoint, Kvs
 
+from . import lsf_table
+
 ROOT = Path(__file__).parents[2]
 LAB = (sys.executable, str(ROOT / "lab/lab.py"))
 CONFIG = "/etc/dockerjob/config.yml"
+
+# What the host program, the broker and Docker make for a job, and that nobody else makes.
+LEFT_FILES = "ls -Ad /run/dockerjob/jobs/* /var/lib/dockerjob/run/* 2>/dev/null; true"
+LEFT_CGROUPS = "find /sys/fs/cgroup -path '*/dockerjob-{lab}/{host}/*' -type d -regex '.*/[0-9a-f]+'"
+# Without the reaper, which may have been started anew.
+LEFT_PROCESSES = (
+    "ps -ww -o pid=,args= -u alice,bob,dockerjob | grep -v 'gc --watch';pgrep -af 'dockerjob.* guard$'; true"
+)
 
 
 class LabDownError(Exception):
@@ -74,10 +85,18 @@ class Cluster:
             raise RuntimeError(f"{host}: {argv}: {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    def start(self, script: str, user: str = "alice", hosts: str = "node1,node2") -> subprocess.Popen[str]:
-        """Submit a script's text; its output comes through pipes."""
+    def start(
+        self,
+        script: str,
+        user: str = "alice",
+        hosts: str = "node1,node2",
+        number: int | None = None,
+        index: int = 0,
+    ) -> subprocess.Popen[str]:
+        """Submit a script's text, under a number of its own if wanted; its output comes through pipes."""
+        which = [*(["--number", str(number)] if number else []), "--index", str(index)]
         process = subprocess.Popen(
-            [*LAB, "--name", self.name, "submit", "-", "--user", user, "--hosts", hosts],
+            [*LAB, "--name", self.name, "submit", "-", "--user", user, "--hosts", hosts, *which],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -91,16 +110,40 @@ class Cluster:
         return process
 
     def submit(
-        self, script: str, user: str = "alice", hosts: str = "node1,node2", timeout: float = 180
+        self,
+        script: str,
+        user: str = "alice",
+        hosts: str = "node1,node2",
+        timeout: float = 180,
+        number: int | None = None,
+        index: int = 0,
     ) -> Outcome:
         """Submit a script's text and wait for its end."""
-        process = self.start(script, user, hosts)
+        process = self.start(script, user, hosts, number, index)
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
         return Outcome(process.returncode, out, err)
+
+    def kill(self, number: int, name: str = "KILL") -> None:
+        """Send a signal to all processes of a job on its first host, the broker's too; one that is over is fine."""
+        argv = [*LAB, "--name", self.name, "kill", "-s", name, str(number)]
+        subprocess.run(argv, capture_output=True, check=False, timeout=60)
+
+    def record_job(
+        self,
+        number: int,
+        user: str,
+        allocation: Sequence[tuple[str, int]],
+        state: lsf_table.State = "RUN",
+        index: int = 0,
+    ) -> None:
+        """Make the lab's LSF say this of a job, whether or not there is one."""
+        share = self.path("node1", "/share")
+        lsf_table.install(share)
+        lsf_table.record(share, number, index, user, allocation, state)
 
     def teardown(self, job_id: str) -> str:
         """Run ``playbooks/job_teardown.yml`` as an admin does, and return its recap."""
@@ -120,14 +163,15 @@ class Cluster:
         return done.stdout
 
     def kvs(self) -> Kvs:
-        """The broker's own view of etcd."""
+        """All of etcd, as its administrator sees it through node1's relay."""
         config = yaml.safe_load(self.path("node1", CONFIG).read_text())["etcd"]
+        administrator = ROOT / ".lab" / self.name / ".pki/client-root"
         return Kvs.connect(
             Endpoint(
                 target=f"unix:{self.path('node1', config.get('socket', '/run/dockerjob/relay/etcd.sock'))}",
                 ca=str(self.path("node1", config["ca"])),
-                cert=str(self.path("node1", config["cert"])),
-                key=str(self.path("node1", config["key"])),
+                cert=f"{administrator}.pem",
+                key=f"{administrator}.key",
                 server_name=config.get("server_name", "etcd"),
             )
         )
@@ -139,19 +183,20 @@ class Cluster:
             found[host] = {
                 "containers": self.run(host, "docker", "ps", "-aq").split(),
                 "ports": self.run(host, "ovs-vsctl", "list-ports", "br-job").split(),
+                "flows": sorted(
+                    self.run(host, "ovs-ofctl", "--names", "--no-stats", "dump-flows", "br-job").splitlines()
+                ),
                 "links": sorted(
                     line.split(":")[1].strip() for line in self.run(host, "ip", "-o", "link").splitlines()
                 ),
-                "jobs": self.run(host, "sh", "-c", "ls -A /run/dockerjob/jobs 2>/dev/null; true").split(),
-                "runs": self.run(host, "sh", "-c", "ls -A /var/lib/dockerjob/run 2>/dev/null; true").split(),
-                "processes": self.run(
-                    host, "sh", "-c", "ps -o pid=,args= -u alice,bob,dockerjob 2>/dev/null; true"
-                ).splitlines(),
+                "files": self.run(host, "sh", "-c", LEFT_FILES).split(),
+                "cgroups": self.run(host, "sh", "-c", LEFT_CGROUPS.format(lab=self.name, host=host)).split(),
+                "processes": self.run(host, "sh", "-c", LEFT_PROCESSES).splitlines(),
                 "mounts": len(Path(f"/proc/{self.pids[host]}/mountinfo").read_text().splitlines()),
             }
         with self.kvs() as kvs:
             found["keys"] = [item.key for item in kvs.get_prefix("/").items]
-            found["identities"] = kvs.list_identities()
+            found["identities"] = kvs.auth.users()
         return found
 
 

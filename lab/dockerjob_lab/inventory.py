@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 
-from .model import Lab, LabHost
+from .model import IMAGES, Lab, LabHost
 
 SSH_ARGS = (
     '-o ProxyCommand="nsenter --net=/run/netns/{netns} nc %h %p"'
@@ -18,7 +18,7 @@ SSH_ARGS = (
 
 # What an admin of a site with a shared file system on /share would set.
 SITE: Mapping[str, object] = {
-    "job_images_index": "/var/lib/dockerjob-lab/images/out/images.json",
+    "job_images_index": f"{IMAGES}/out/images.json",
     "job_images_directory": "/share/images",
     "job_images_shared": True,
     "job_images_names": ["mpihello:1", "openfoam:1912"],
@@ -26,6 +26,7 @@ SITE: Mapping[str, object] = {
     "submit_host_install_shared": True,
     "submit_host_bin_dir": "/share/bin",
     # All hosts of a lab share one machine's cores: a rank that waits must not spin.
+    "submit_host_batch": {"lsf": {"bjobs": "/share/lsf/bin/bjobs"}},
     "submit_host_container": {
         "seccomp_profile": "/etc/dockerjob/seccomp.json",
         "environment": {"OMPI_MCA_mpi_yield_when_idle": "1"},
@@ -64,6 +65,7 @@ def groups(lab: Lab) -> dict[str, tuple[LabHost, ...]]:
         "compute_hosts": compute,
         "ovs_hosts": compute,
         "submit_hosts": compute,
+        "reaper_hosts": compute[-1:],
         "etcd": lab.hosts[:3] if len(lab.hosts) >= 3 else lab.hosts[:1],
     }
 

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 STATE_ROOT = Path("/var/lib/dockerjob-lab")
-LOCK_ROOT = Path("/run/lock")
+IMAGES = Path(os.environ.get("DOCKERJOB_LAB_IMAGES", str(STATE_ROOT / "images")))
+"""Where ``images/build.py`` keeps the images."""
+
+LOCK_ROOT = Path("/run")
 NETNS_ROOT = Path("/run/netns")
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = re.compile(r"[a-z][a-z0-9-]{0,19}")

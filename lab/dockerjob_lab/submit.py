@@ -9,6 +9,7 @@ which processes belong to the job, also those that left its process group.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,9 +18,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from . import batch, cgroups, host
+from . import batch, cgroups, host, lsf_table
 from .batch import Account, Job, Options
 from .model import HEAD, Lab, LabError, LabHost
 from .system import CLEAN_ENVIRONMENT, locked, progress, wait_until, write_if_changed
@@ -67,13 +69,22 @@ def _hosts(lab: Lab, options: Options, wanted: str | None) -> list[str]:
     return names
 
 
-def make_job(lab: Lab, script: str, user: str, hosts: str | None, directory: str | None) -> Job:
-    """Turn a script into a job with a number and hosts."""
+def make_job(
+    lab: Lab,
+    script: str,
+    user: str,
+    hosts: str | None,
+    directory: str | None,
+    number: int | None = None,
+    index: int = 0,
+) -> Job:
+    """Turn a script into a job with hosts and a number: the next one, or *number*, as after a requeue."""
     options = batch.parse(script)
     allocation = batch.allocate(options, _hosts(lab, options, hosts))
     who = account(lab.host_named(allocation[0][0]), user)
     return Job(
-        number=next_number(lab),
+        number=number or next_number(lab),
+        index=index,
         options=options,
         allocation=allocation,
         account=who,
@@ -136,11 +147,18 @@ def submit(lab: Lab, job: Job, script: str, extra: Mapping[str, str], *, spool: 
         f"job {job.number} of {job.account.name} starts on {batch.environment(job)['LSB_MCPU_HOSTS'].strip()}"
     )
     cgroups.create(cgroup)
+    share = Path(f"/proc/{host.required_pid(first)}/root/share")
+    lsf_table.install(share)
+    tell = partial(lsf_table.record, share, job.number, job.index, job.account.name, job.allocation)
+    tell("RUN")
     process: subprocess.Popen[str] | None = None
+    status = 1
     try:
         process = _start(first, cgroup, _description(job, script, extra, spool=spool))
         status = _wait(process, cgroup)
     finally:
+        with contextlib.suppress(OSError):  # the lab may have gone down meanwhile
+            tell("EXIT" if status else "DONE")
         # What a job leaves running is LSF's to find; it keeps its cgroup then.
         if not cgroups.processes(cgroup):
             cgroups.remove(cgroup)
@@ -212,8 +230,10 @@ def find(lab: Lab, job_number: int) -> str:
         directory = hierarchy / each.cgroup.strip("/") / "lsf" / lab.name
         for entry in sorted(directory.iterdir()) if directory.is_dir() else ():
             matched = JOB_GROUP.fullmatch(entry.name)
-            if matched and int(matched[1]) == job_number:
-                return f"{each.cgroup}/lsf/{lab.name}/{entry.name}"
+            cgroup = f"{each.cgroup}/lsf/{lab.name}/{entry.name}"
+            # An earlier run of the same number that was killed has left its own, empty.
+            if matched and int(matched[1]) == job_number and cgroups.processes(cgroup):
+                return cgroup
     raise LabError(f"job {job_number} is not running in lab {lab.name!r}")
 
 

@@ -13,7 +13,9 @@ description:
     in the order of the job's nodes.
   - Each host gets C(dockerjob_slots) and C(dockerjob_node_index); the group gets C(dockerjob_job_id).
   - Reads LSF's C(LSB_JOBID), C(LSB_JOBINDEX), C(LSB_MCPU_HOSTS), C(LSB_DJOB_HOSTFILE), C(LSB_HOSTS)
-    and C(LSB_DJOB_NUMPROC).
+    and C(LSB_DJOB_NUMPROC); Slurm's C(SLURM_JOB_ID), C(SLURM_JOB_NODELIST), C(SLURM_TASKS_PER_NODE) and
+    C(SLURM_JOB_CPUS_PER_NODE); Grid Engine's C(JOB_ID), C(SGE_TASK_ID) and C(PE_HOSTFILE); PBS's C(PBS_JOBID) and
+    C(PBS_NODEFILE).
 author:
   - the hpc.dockerjob authors
 options:
@@ -22,6 +24,19 @@ options:
     type: str
     required: true
     choices: [hpc.dockerjob.allocation]
+  batch:
+    description:
+      - Name of the batch system, where the environment looks like that of several.
+      - One of C(lsf), C(slurm), C(gridengine) and C(pbs).
+    type: str
+    default: ""
+    env:
+      - name: DOCKERJOB_BATCH
+  launch_nodes:
+    description: Patterns of hosts that the batch system lists and that don't compute; they are left out.
+    type: list
+    elements: str
+    default: []
   host_variables:
     description: Variables to set on every host of the allocation, such as C(ansible_user).
     type: dict
@@ -43,9 +58,13 @@ from ansible.errors import AnsibleParserError
 from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.inventory import BaseInventoryPlugin
-from ansible_collections.hpc.dockerjob.plugins.module_utils import lsf
-from ansible_collections.hpc.dockerjob.plugins.module_utils.allocation import inventory_of
+from ansible_collections.hpc.dockerjob.plugins.module_utils.allocation import (
+    Allocation,
+    inventory_of,
+    without,
+)
 from ansible_collections.hpc.dockerjob.plugins.module_utils.errors import DockerjobError
+from ansible_collections.hpc.dockerjob.plugins.module_utils.schedulers import read_allocation
 
 
 class InventoryModule(BaseInventoryPlugin):  # type: ignore[misc]  # ansible-core ships no types
@@ -62,7 +81,7 @@ class InventoryModule(BaseInventoryPlugin):  # type: ignore[misc]  # ansible-cor
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         try:
-            allocation = lsf.read_allocation(os.environ, lambda name: Path(name).read_text(encoding="utf-8"))
+            allocation = self._allocation()
         except DockerjobError as error:
             raise AnsibleParserError(str(error)) from error
         common: dict[str, Any] = self.get_option("host_variables")
@@ -75,3 +94,10 @@ class InventoryModule(BaseInventoryPlugin):  # type: ignore[misc]  # ansible-cor
                 inventory.add_host(host, group)
                 for name, value in variables.items():
                     inventory.set_variable(host, name, value)
+
+    def _allocation(self) -> Allocation:
+        """Read the allocation, and leave out the launch nodes."""
+        allocation: Allocation = read_allocation(
+            os.environ, lambda name: Path(name).read_text(encoding="utf-8"), self.get_option("batch")
+        )
+        return without(allocation, self.get_option("launch_nodes"))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from . import names
@@ -30,16 +31,16 @@ class Allocation:
     """A job's hosts, in the order of its nodes; ``hosts[0]`` carries node_0, the master.
 
     Attributes:
-        scheduler: name of the adapter that read it (``lsf``).
+        scheduler: name of the adapter that read it (``lsf``, ``slurm``).
         number: the batch system's job number.
-        array_index: index of the element in a job array, 0 for a job that is none.
+        array_index: index of the element in a job array, which may be 0; None for a job that is none.
         hosts: every host once, with its slots.
         name: the job's name, text of the user's; for display only.
     """
 
     scheduler: str
     number: int
-    array_index: int
+    array_index: int | None
     hosts: tuple[HostSlots, ...]
     name: str = ""
 
@@ -74,6 +75,17 @@ def merge_hosts(pairs: Iterable[tuple[str, int]], source: str) -> tuple[HostSlot
     if not merged:
         raise RequestError(f"{source} names no host; is this running inside a batch job?")
     return tuple(HostSlots(name, slots) for name, slots in merged.items())
+
+
+def is_one_of(host: str, patterns: Iterable[str]) -> bool:
+    """Tell whether one of *patterns* (fnmatch(3)) matches the name."""
+    return any(fnmatchcase(host, pattern) for pattern in patterns)
+
+
+def without(allocation: Allocation, patterns: Collection[str]) -> Allocation:
+    """Leave out hosts by patterns of their names; there may be none left."""
+    hosts = tuple(host for host in allocation.hosts if not is_one_of(host.name, patterns))
+    return dataclasses.replace(allocation, hosts=hosts)
 
 
 def inventory_of(allocation: Allocation, host_variables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

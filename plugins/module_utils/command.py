@@ -50,7 +50,7 @@ def one_line(text: str) -> str:
 
 
 def run(
-    argv: Sequence[str], *, timeout: float = 10.0, input: str | None = None, check: bool = True
+    argv: Sequence[str], *, timeout: float = 30.0, input: str | None = None, check: bool = True
 ) -> Completed:
     """Run *argv* without a shell, in the C locale and with a fixed PATH.
 

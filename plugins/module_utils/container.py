@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 DOCKER_HOST = "unix:///var/run/docker.sock"
 ENTRYPOINT = ("/opt/dockerjob/bin/dockerjob-agent", "init")
 
-LOG: Mapping[str, Any] = {"Type": "json-file", "Config": {"max-size": "1g", "max-file": "2"}}
-"""Where the output waits for ``docker logs --follow``.
+LOG: Mapping[str, Any] = {
+    "Type": "local",
+    "Config": {"max-size": "1g", "max-file": "2", "compress": "false"},
+}
+"""Where the output waits for ``docker logs --follow``: in a format that keeps every byte, which JSON does not.
 
-Not ``local``, though it is a sixth faster: with it a last line without a newline never came
-through.  With ``json-file`` it does, unless the reader sees the container's end first, which
-dockerd 20.10 doesn't prevent.  2 GB are no danger to a host's disk, and more than a reader
-that keeps up will ever leave.
+2 GB are no danger to a host's disk, and more than a reader that keeps up will ever leave.
 """
+
+TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108  # in the container
+"""Directories of a container that anyone may write in; in memory, and each of a limited size."""
 
 Propagation = Literal["private", "rprivate", "shared", "rshared", "slave", "rslave"]
 Payload = dict[str, Any]
@@ -70,6 +73,7 @@ class Limits:
     shm_size: int | None = None
     pids: int | None = None
     ulimits: tuple[Ulimit, ...] = ()
+    tmp_size: int = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,10 @@ class ContainerSpec:
     mounts: tuple[Mount, ...] = ()
     limits: Limits = field(default_factory=Limits)
     seccomp: str | None = None
+    apparmor: str | None = None
     devices: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    run: str = ""
 
     @property
     def name(self) -> str:
@@ -129,11 +135,12 @@ def payload(spec: ContainerSpec, extra_digest: str = "") -> Payload:
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": _host_config(spec),
     }
-    text = json.dumps([body, sorted(spec.labels.items()), extra_digest], sort_keys=True)
+    text = json.dumps([body, sorted(spec.labels.items()), spec.run, extra_digest], sort_keys=True)
     body["Labels"] = {
         **spec.labels,
         names.LABEL_JOB: spec.job_id,
         names.LABEL_NODE: spec.name,
+        names.LABEL_RUN: spec.run,
         names.LABEL_SPEC: hashlib.sha256(text.encode()).hexdigest(),
     }
     return body
@@ -143,6 +150,9 @@ def _host_config(spec: ContainerSpec) -> Payload:
     security = ["no-new-privileges:true"]
     if spec.seccomp is not None:
         security.append(f"seccomp={spec.seccomp}")
+    # Without a profile's name the daemon takes docker-default where the host has AppArmor.
+    if spec.apparmor is not None:
+        security.append(f"apparmor={spec.apparmor}")
     return {
         "NetworkMode": "none",
         "IpcMode": "private",
@@ -150,6 +160,9 @@ def _host_config(spec: ContainerSpec) -> Payload:
         "GroupAdd": [str(group) for group in spec.groups],
         "CapDrop": ["ALL"],
         "SecurityOpt": security,
+        # What is written there would be on the daemon's disk, without a limit.
+        "ReadonlyRootfs": True,
+        "Tmpfs": dict.fromkeys(TEMPORARY, f"rw,exec,nosuid,nodev,mode=1777,size={spec.limits.tmp_size}"),
         "Init": False,  # PID 1 is the agent, which reaps
         "RestartPolicy": {"Name": "no"},
         "LogConfig": LOG,
@@ -231,12 +244,41 @@ class Engine:
         inspected = (self.find(item["Id"]) for item in listed)
         return tuple(found for found in inspected if found is not None)
 
+    def jobs(self) -> set[str]:
+        """Return the jobs of which there are containers, in whatever state."""
+        with _translated(self._address):
+            listed = self._client.containers(all=True, filters={"label": names.LABEL_JOB})
+        return {item["Labels"][names.LABEL_JOB] for item in listed}
+
+    def image_ids(self) -> list[str]:
+        """Return the ids of all images."""
+        with _translated(self._address):
+            return [item["Id"] for item in self._client.images()]
+
     def start(self, name: str, body: Payload) -> Found:
         """Create and start a container; one that was created but does not start is left for the caller."""
+        from docker.errors import ImageNotFound
+
         with _translated(self._address):
-            created = self._client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]
+            try:
+                created = self._client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]
+            except ImageNotFound as error:
+                raise HostError(
+                    f"the image {body['Image']} is not on this host; cluster_setup.yml --tags images puts it there"
+                ) from error
             self._client.start(created["Id"])
             return _found(self._client.inspect_container(created["Id"]))
+
+    def last_output(self, container_id: str) -> tuple[bytes, bytes]:
+        """Return the last two entries of the log, apart: standard output and standard error.
+
+        Two, since each stream may end with a line that has no newline.
+        """
+        with _translated(self._address):
+            return (
+                self._client.logs(container_id, stdout=True, stderr=False, tail=2),
+                self._client.logs(container_id, stdout=False, stderr=True, tail=2),
+            )
 
     def remove(self, container_id: str) -> None:
         """Kill and remove a container and its anonymous volumes; gone already is fine."""

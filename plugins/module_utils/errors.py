@@ -65,3 +65,9 @@ class NoFreeNetworkError(DockerjobError):
     """Every subnet or VLAN of the pool is reserved."""
 
     exit_status = 212
+
+
+class BatchError(DockerjobError):
+    """The batch system could not be asked about the job, or gave no answer."""
+
+    exit_status = 213

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible.module_utils.basic import (  # type: ignore[import-untyped]  # ansible-core has no types
@@ -48,6 +48,13 @@ Ensure = Callable[[Mapping[str, Any], Kvs, bool], Result]
 """Work of a module: its options, the connection, and whether it is check mode."""
 
 
+IDENTITY = {
+    "auth_cert": {"type": "path"},
+    "auth_key": {"type": "path"},
+}
+"""Options of a module that makes jobs' identities: who it is for that."""
+
+
 def endpoint(options: Mapping[str, Any]) -> Endpoint:
     """Return the endpoint that the options of :data:`CONNECTION` mean."""
     return Endpoint(
@@ -60,6 +67,13 @@ def endpoint(options: Mapping[str, Any]) -> Endpoint:
     )
 
 
+def administrator(options: Mapping[str, Any]) -> Endpoint | None:
+    """Return the endpoint that the options of :data:`IDENTITY` mean, if they are set."""
+    if not options.get("auth_cert"):
+        return None
+    return replace(endpoint(options), cert=options["auth_cert"], key=options["auth_key"])
+
+
 def run(ensure: Ensure, arguments: Mapping[str, Any], **rules: Any) -> None:
     """Run a module: parse the options, connect, call *ensure*, and report.
 
@@ -70,7 +84,7 @@ def run(ensure: Ensure, arguments: Mapping[str, Any], **rules: Any) -> None:
     """
     module = AnsibleModule(argument_spec={**CONNECTION, **arguments}, supports_check_mode=True, **rules)
     try:
-        with Kvs.connect(endpoint(module.params)) as kvs:
+        with Kvs.connect(endpoint(module.params), administrator(module.params)) as kvs:
             result = ensure(module.params, kvs, module.check_mode)
     except ImportError as error:
         library = (error.name or "etcd3").partition(".")[0]

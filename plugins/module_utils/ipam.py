@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,9 @@ from .kvs import KeyValue, Kvs
 
 ATTEMPTS = 20
 """Tries of one reservation; each loses only to another job that just took the same subnet or VLAN."""
+
+
+VLANS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,10 @@ class NetworkPool:
         """All VLAN tags of the pool."""
         tags: set[int] = set()
         for part in filter(None, self.vlans.replace(" ", "").split(",")):
-            first, _, last = part.partition("-")
-            if not (first.isdecimal() and (last or first).isdecimal() and "-" not in last):
+            match = VLANS.fullmatch(part)
+            if not match:
                 raise ConfigError(f"network pool: VLANs {part!r} are neither a number nor first-last")
-            span = range(int(first), int(last or first) + 1)
+            span = range(int(match[1]), int(match[2] or match[1]) + 1)
             if not span or span[0] < 1 or span[-1] > 4094:
                 raise ConfigError(f"network pool: VLANs {part!r} are no range within 1 to 4094")
             tags.update(span)
@@ -164,20 +168,35 @@ def reserve(kvs: Kvs, pool: NetworkPool, job_id: str) -> JobNetwork:
     raise KvsError(f"job {job_id}: {ATTEMPTS} networks in a row were taken by others; try again")
 
 
-def release(kvs: Kvs, job_id: str) -> JobNetwork | None:
-    """Give the job's network back; return it, or None if the job has none.
+def release(kvs: Kvs, job_id: str, also: Mapping[str, bytes] | None = None) -> JobNetwork | None:
+    """Give the job's network back; return it, or None if there is nothing to give.
 
     Call it only when no host has a port or a container of the job any more.  Keys that
     do not carry this job's mark are left alone.
+
+    Args:
+        kvs: Connection that may write reservations.
+        job_id: The job.
+        also: Keys that go in the same transaction, with their values; if one of them has
+            changed, nothing is done.
     """
+    also = also or {}
     own = kvs.get(names.network_key(job_id))
-    if own is None:
-        return None
-    network = _record(own.value)
-    mine = {**_keys(job_id, network), own.key: own.value}
-    while mine and not kvs.transact(mine, {}, mine):
-        mine = {key: value for key, value in mine.items() if (now := kvs.get(key)) and now.value == value}
+    network = None if own is None else _record(own.value)
+    mine = {**_keys(job_id, network), own.key: own.value} if own and network else {}
+    while mine or also:
+        keys = {**mine, **also}
+        if kvs.transact(keys, {}, keys):
+            return network
+        if _still(kvs, also) != also:
+            return None
+        mine = _still(kvs, mine)
     return network
+
+
+def _still(kvs: Kvs, items: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return those of *items* that etcd holds as they are."""
+    return {key: value for key, value in items.items() if (now := kvs.get(key)) and now.value == value}
 
 
 def find(kvs: Kvs, job_id: str) -> JobNetwork | None:

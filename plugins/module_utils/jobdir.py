@@ -19,11 +19,11 @@ import secrets
 import stat
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from . import names
+from . import command, names
 from .errors import HostError
 
 if TYPE_CHECKING:
@@ -31,13 +31,22 @@ if TYPE_CHECKING:
 
 READ_ONLY = "ro"
 WRITABLE = "rw"
+RUN = "run"
 AGENT_LOG = "agent.log"
 EXIT_STATUS = "exit_status"
+
+WRITABLE_OPTIONS = "size=32m,nr_inodes=4096,mode=0700,nosuid,nodev,noexec"
+"""Logs, keys and host files of the largest job take less than a tenth of it."""
 
 LOG_BYTES = 256 * 1024
 LOG_LINES = 200
 STATUS_BYTES = 64
 LOCK_TIMEOUT = 60
+READERS_TIME = 0.2
+RUN_BYTES = 32
+
+SETTLED = 60.0
+"""Seconds after which a directory that does not say whose run it is is no longer one that is just being made."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -70,17 +79,55 @@ class JobDirectory:
         """Tell whether it is there, as whatever kind of file."""
         return os.path.lexists(self.path)
 
-    def create(self) -> None:
-        """Make the empty directory; there must be none of that name."""
+    def create(self, run: str = "") -> None:
+        """Make the directory, marked with the *run* of the job; there must be none of that name."""
         with self._translated("make"):
             os.makedirs(os.path.dirname(self.path), mode=0o711, exist_ok=True)
             os.mkdir(self.path, 0o700)
+            with (
+                _opened(self.path) as top,
+                os.fdopen(os.open(RUN, _NEW_FILE, 0o600, dir_fd=top), "w") as file,
+            ):
+                file.write(f"{run}\n")
+
+    def run(self) -> str | None:
+        """Return the run that the directory is marked with; None: there is none, or no mark in it (yet)."""
+        try:
+            with _opened(self.path) as top, os.fdopen(os.open(RUN, _READ, dir_fd=top), "r") as file:
+                mark = file.read(RUN_BYTES)
+        except FileNotFoundError:
+            return None
+        return mark[:-1] if mark.endswith("\n") else None
+
+    def settled(self) -> bool:
+        """Tell whether the directory is older than the moment in which it is made."""
+        try:
+            return time.time() - os.stat(self.path, follow_symlinks=False).st_ctime > SETTLED
+        except FileNotFoundError:
+            return True
+
+    def bound(self) -> None:
+        """Make the user's half a file system of its own, of a limited size.
+
+        It lies on the host's ``/run``, and services fail on a host whose ``/run`` is full.
+        """
+        path = os.path.join(self.path, WRITABLE)
+        with self._translated("make"):
+            os.mkdir(path, 0o700)
+        command.run(["mount", "-t", "tmpfs", "-o", WRITABLE_OPTIONS, names.LABEL_JOB, path])
+
+    def _unbind(self) -> None:
+        path = os.path.join(self.path, WRITABLE)
+        if os.path.ismount(path):
+            # Lazily: whatever still has a file open there doesn't hold the end of the job up.
+            command.run(["umount", "--lazy", path])
 
     def fill(self, read_only: Sequence[JobFile], writable: Sequence[JobFile], uid: int, gid: int) -> None:
         """Make the two halves with all their files."""
         with self._translated("make"), _opened(self.path) as top:
             for name, files, mode in ((READ_ONLY, read_only, 0o755), (WRITABLE, writable, 0o700)):
-                os.mkdir(name, 0o700, dir_fd=top)
+                with suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=top)
                 with _opened(name, top) as directory:
                     for file in files:
                         _write(directory, file, uid, gid)
@@ -129,13 +176,9 @@ class JobDirectory:
 
     def remove(self) -> bool:
         """Delete it with all that is in it; return whether there was anything."""
-        parent, name = os.path.split(self.path)
+        self._unbind()
         with self._translated("remove"):
-            try:
-                with _opened(parent) as directory:
-                    return remove_tree(directory, name)
-            except FileNotFoundError:
-                return False
+            return remove_path(self.path)
 
     def agent_log(self) -> str | None:
         """Return the last lines of the agent's log, or ``None`` if there is none that can be trusted."""
@@ -176,13 +219,43 @@ def _opened(name: str, parent: int | None = None) -> Iterator[int]:
 
 
 def _write(directory: int, file: JobFile, uid: int, gid: int) -> None:
-    if file.name in ("", ".", "..") or "/" in file.name or "\0" in file.name:
+    if file.name in ("", ".", "..") or "/" in file.name or not file.name.isprintable():
         raise HostError(f"not the name of a job's file: {file.name!r}")
     with os.fdopen(os.open(file.name, _NEW_FILE, 0o600, dir_fd=directory), "wb") as out:
         out.write(file.content)
         if file.owner == "user":
             os.fchown(out.fileno(), uid, gid)
         os.fchmod(out.fileno(), file.mode)
+
+
+def release_readers(directory: str) -> None:
+    """Let go who waits to open a pipe below *directory* whose writer has died: an Ansible without its broker.
+
+    Opening a FIFO to read blocks until somebody has it open to write (fifo(7)).
+    """
+    opened: list[int] = []
+    for base, _, names_there in os.walk(directory):
+        for name in names_there:
+            path = os.path.join(base, name)
+            try:
+                if stat.S_ISFIFO(os.lstat(path).st_mode):
+                    opened.append(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
+            except OSError:
+                continue
+    if opened:
+        time.sleep(READERS_TIME)
+    for descriptor in opened:
+        os.close(descriptor)
+
+
+def remove_path(path: str) -> bool:
+    """Delete *path*, in a directory that is not the user's, as :func:`remove_tree` does."""
+    parent, name = os.path.split(path)
+    try:
+        with _opened(parent) as directory:
+            return remove_tree(directory, name)
+    except FileNotFoundError:
+        return False
 
 
 def remove_tree(parent: int, name: str) -> bool:

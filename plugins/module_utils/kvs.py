@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from .kvs_auth import Auth
-from .kvs_channel import Channel, Endpoint, RefusedError, prefix_range
+from .kvs_channel import Channel, Endpoint, RefusedError, key_text, prefix_range
+from .kvs_identities import JobIdentities
 from .kvs_watch import Event, Watch
 
 __all__ = ["Endpoint", "Event", "KeyValue", "Kvs", "RefusedError", "Snapshot", "Watch"]
@@ -45,17 +46,24 @@ class Snapshot:
 class Kvs:
     """A connection to etcd; use it as a context manager, or call :meth:`close`."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, identities: JobIdentities) -> None:
         """Use *channel*; see :meth:`connect`."""
         self._channel = channel
         self._rpc = channel.rpc
         self._watches: list[Watch] = []
         self.auth = Auth(channel)
+        self.identities = identities
 
     @classmethod
-    def connect(cls, endpoint: Endpoint) -> Kvs:
-        """Prepare a connection; the first call opens it."""
-        return cls(Channel(endpoint))
+    def connect(cls, endpoint: Endpoint, administrator: Endpoint | None = None) -> Kvs:
+        """Prepare a connection; the first call opens it.
+
+        Args:
+            endpoint: Who we are for everything but :attr:`identities`.
+            administrator: Who we are for :attr:`identities`, which takes the role ``root``; without
+                it the same as for all else.
+        """
+        return cls(Channel(endpoint), JobIdentities(administrator or endpoint))
 
     def close(self) -> None:
         """Cancel the watches and close the connection."""
@@ -158,6 +166,13 @@ class Kvs:
         request = self._rpc.LeaseKeepAliveRequest(ID=lease)
         return int(self._channel.call(f"renew lease {lease:x}", once, request, repeatable=True))
 
+    def lease_remaining(self, lease: int) -> int:
+        """Return the seconds that *lease* has left, 0 if it is gone."""
+        request = self._rpc.LeaseTimeToLiveRequest(ID=lease)
+        what = f"look at lease {lease:x}"
+        answer = self._channel.call(what, self._channel.lease.LeaseTimeToLive, request, repeatable=True)
+        return max(0, int(answer.TTL))
+
     def lease_revoke(self, lease: int) -> None:
         """End *lease* and delete its keys; a lease that is gone is no error."""
         request = self._rpc.LeaseRevokeRequest(ID=lease)
@@ -169,19 +184,14 @@ class Kvs:
             if error.reason != LEASE_GONE:
                 raise
 
-    # -- identities ---------------------------------------------------------------------
+    # -- the cluster --------------------------------------------------------------------
 
-    def add_identity(self, name: str, prefix: str) -> None:
-        """Make the etcd user *name* (a certificate's common name) that may use *prefix* and no more."""
-        self.auth.add_identity(name, prefix)
-
-    def remove_identity(self, name: str) -> bool:
-        """Remove user and role *name*; say whether there was anything to remove."""
-        return self.auth.remove_identity(name)
-
-    def list_identities(self) -> list[str]:
-        """Names of all etcd users, sorted."""
-        return self.auth.users()
+    def alarms(self) -> list[str]:
+        """Return the alarms that etcd has raised, ``NOSPACE`` or ``CORRUPT``: writes fail then."""
+        request = self._rpc.AlarmRequest(action=self._rpc.AlarmRequest.GET)
+        maintenance = self._channel.stub("Maintenance")
+        answer = self._channel.call("list alarms", maintenance.Alarm, request, repeatable=True)
+        return [self._rpc.AlarmType.Name(alarm.alarm) for alarm in answer.alarms]
 
     # -- what the above share -----------------------------------------------------------
 
@@ -191,7 +201,7 @@ class Kvs:
         return Snapshot(
             int(response.header.revision),
             tuple(
-                KeyValue(kv.key.decode(), kv.value, kv.lease, kv.mod_revision, kv.create_revision)
+                KeyValue(key_text(kv.key), kv.value, kv.lease, kv.mod_revision, kv.create_revision)
                 for kv in response.kvs
             ),
         )

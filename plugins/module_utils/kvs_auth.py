@@ -153,30 +153,6 @@ class Auth:
         for step in steps:
             getattr(self, "_" + step.verb)(step)
 
-    def add_identity(self, name: str, prefix: str) -> None:
-        """Make user and role *name*, readwrite on *prefix* and nothing else; repair what is there."""
-        want = AuthState(
-            {name: frozenset([name])}, {name: frozenset([Permission.on_prefix(prefix, "readwrite")])}
-        )
-        try:
-            self.apply(plan(want, AuthState()))
-        except RefusedError as error:
-            if error.reason not in EXISTS:
-                raise
-            self.apply(plan(want, self.read([name], [name])))
-
-    def remove_identity(self, name: str) -> bool:
-        """Remove user and role *name*; say whether there was anything to remove."""
-        removed = False
-        for step in (Step("delete_user", name), Step("delete_role", name)):
-            try:
-                self.apply([step])
-                removed = True
-            except RefusedError as error:
-                if error.reason not in NOT_FOUND:
-                    raise
-        return removed
-
     # -- one method per verb of a step --------------------------------------------------
 
     def _add_role(self, step: Step) -> None:

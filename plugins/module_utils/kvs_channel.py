@@ -20,6 +20,9 @@ from .errors import KvsError
 AUTH_STORE_OLD = "etcdserver: revision of auth store is old"
 """Said to a request that crossed a change of users or roles; it was not applied."""
 
+NO_QUORUM = "context deadline exceeded"
+"""How etcd 3.4 says, without a code of its own, that there was no leader to ask about the rights of a request."""
+
 NEVER_SENT = "failed to connect to all addresses"
 """How gRPC's message begins when a call found no connection, so nothing was sent."""
 
@@ -32,7 +35,8 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", -1),
+    # An answer is as large as what a job has written under its prefix; ours are below 1 MB.
+    ("grpc.max_receive_message_length", 16 << 20),
 )
 
 
@@ -54,7 +58,7 @@ class Endpoint:
     cert: str
     key: str
     server_name: str = "etcd"
-    timeout: float = 5.0
+    timeout: float = 10.0
 
 
 class RefusedError(KvsError):
@@ -87,6 +91,11 @@ def prefix_range(prefix: str) -> PrefixRange:
     if not key:
         return {"key": b"\0", "range_end": b"\0"}
     return {"key": key, "range_end": etcd3().utils.increment_last_byte(key)}
+
+
+def key_text(key: bytes) -> str:
+    """Return a key as text; a job may make keys that are none, and those are nobody's."""
+    return key.decode(errors="backslashreplace")
 
 
 class Channel:
@@ -151,7 +160,7 @@ class Channel:
         line = f"etcd at {self.endpoint.target}: {what}: {reason[:300]}"
         if code == "UNAVAILABLE":
             return KvsError(f"{line} (is etcd, or this host's relay to it, running?)")
-        if code == "DEADLINE_EXCEEDED":
+        if code == "DEADLINE_EXCEEDED" or reason == NO_QUORUM:
             return KvsError(f"{line} (no answer in {self.endpoint.timeout:g} s; has etcd its quorum?)")
         return RefusedError(line, reason)
 

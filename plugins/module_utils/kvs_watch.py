@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import KvsError
-from .kvs_channel import Channel, RefusedError, prefix_range
+from .kvs_channel import Channel, RefusedError, key_text, prefix_range
 
 REQUIRE_LEADER = (("hasleader", "true"),)
 """Makes a member that lost its leader end the watch, which would else stay silent."""
@@ -131,7 +131,7 @@ class Watch:
         self._events.extend(
             Event(
                 "delete" if event.type == event.DELETE else "put",
-                event.kv.key.decode(),
+                key_text(event.kv.key),
                 event.kv.value,
                 event.kv.lease,
                 event.kv.mod_revision,

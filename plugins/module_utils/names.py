@@ -19,12 +19,22 @@ JOB_ID = re.compile(r"[1-9][0-9]{0,17}(_[0-9]{1,9})?")
 BOOKKEEPING = "/dockerjob"
 """The project's own prefix in etcd: reservations and the index of jobs."""
 
+JOB_KEYS = ("/1", "/:")
+"""Range that holds the trees of all jobs: ``/``, then a digit (``:`` comes after ``9``), then whatever."""
+
 NETWORKS = BOOKKEEPING + "/networks"
 JOBS = BOOKKEEPING + "/jobs"
+LEADERS = BOOKKEEPING + "/leaders"
+
+REAPERS = BOOKKEEPING + "/reapers"
+"""One key per host that runs a reaper, under a lease of the reaper's."""
 
 LABEL_JOB = "dockerjob.job"
 LABEL_NODE = "dockerjob.node"
 """Docker labels of a container: the mark that clean-up goes by."""
+
+LABEL_RUN = "dockerjob.run"
+"""Label with the run of the job: the batch system may run the same job id again, see :func:`run_id`."""
 
 LABEL_SPEC = "dockerjob.spec"
 """Label with a digest of all a container was made from; a container with another one is replaced."""
@@ -33,6 +43,15 @@ OVS_JOB = "dockerjob_job"
 OVS_CONTAINER = "container_id"
 OVS_INTERFACE = "container_iface"
 """``external_ids`` of an OVS port; the last two are those of ovs-docker(8)."""
+
+OVS_COOKIE = "dockerjob_cookie"
+OVS_MAC = "dockerjob_mac"
+OVS_ADDRESS = "dockerjob_address"
+"""``external_ids`` of an OVS port: all that its flows are made from, so that they can be put back."""
+
+FLOW_COOKIES = 0xD0C5 << 48
+FLOW_COOKIES_MASK = 0xFFFF << 48
+"""Cookies of OpenFlow flows that begin like this are ours; the mark of a job's flows is one of them."""
 
 RUNTIME_ROOT = "/run/dockerjob"
 """On a host: the etcd relay's socket and one directory per job, all on tmpfs."""
@@ -54,9 +73,24 @@ def check_job_id(job_id: str) -> str:
     return job_id
 
 
-def job_id_of(number: int, array_index: int = 0) -> str:
-    """Build the job id of batch job *number*; index 0 means that it is no array element."""
-    return check_job_id(f"{number}_{array_index}" if array_index else str(number))
+def job_id_of(number: int, array_index: int | None = None) -> str:
+    """Build the job id of batch job *number*, or of the element *array_index* of it; an array may begin with 0."""
+    return check_job_id(str(number) if array_index is None else f"{number}_{array_index}")
+
+
+def parts_of_job_id(job_id: str) -> tuple[int, int | None]:
+    """Return what :func:`job_id_of` has made *job_id* of."""
+    number, _, index = check_job_id(job_id).partition("_")
+    return int(number), int(index) if index else None
+
+
+def run_id(lease_id: int) -> str:
+    """Name of one run of a job: its lease, in hex as etcdctl shows it.
+
+    A job id comes again when its job is requeued; a lease id never does.  What cleans up after a
+    dead run goes by this mark, so it can't hit the run that came after it.
+    """
+    return f"{lease_id:x}"
 
 
 def node_name(job_id: str, index: int) -> str:
@@ -82,6 +116,16 @@ def node_key(job_id: str, index: int, leaf: str) -> str:
 def job_index_key(job_id: str) -> str:
     """Key of the job's record in the index of jobs."""
     return f"{JOBS}/{check_job_id(job_id)}"
+
+
+def leader_key(job_id: str) -> str:
+    """Key that exists while a broker leads the job, under a lease of the broker's own; it holds the job's phases."""
+    return f"{LEADERS}/{check_job_id(job_id)}"
+
+
+def reaper_key(host: str) -> str:
+    """Key that is there while a reaper runs on *host*."""
+    return f"{REAPERS}/{host}"
 
 
 def subnet_key(subnet: str) -> str:
@@ -112,6 +156,17 @@ def host_job_directory(job_id: str, runtime_root: str = RUNTIME_ROOT) -> str:
 def port_name(container: str) -> str:
     """Host side of a container's veth pair: stable, and within the kernel's 15 characters."""
     return "dj" + hashlib.sha256(container.encode()).hexdigest()[:12]
+
+
+def mac_address(port: str) -> str:
+    """Hardware address of the container behind *port*: locally administered, no multicast address."""
+    first, *others = hashlib.sha256(port.encode()).digest()[:6]
+    return ":".join(f"{byte:02x}" for byte in (first & 0xFC | 0x02, *others))
+
+
+def flow_cookie(owner: str) -> int:
+    """Mark of the flows of *owner*: a job's id, or the name of a port that is no job's."""
+    return FLOW_COOKIES | int.from_bytes(hashlib.sha256(owner.encode()).digest()[:6], "big")
 
 
 def link_alias(job_id: str) -> str:

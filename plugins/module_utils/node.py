@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import jobdir, names, ovs, port
+from . import flows, jobdir, names, ovs, port
 from .container import ContainerSpec, Limits, Mount, Payload, Ulimit, payload
 from .errors import HostError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .container import Engine, Found
+    from .flows import Flow
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class NodeSpec:
             mtu=self.mtu,
             alias=names.link_alias(job_id),
             external_ids={names.OVS_JOB: job_id},
+            owner=job_id,
         )
 
     def payload(self) -> Payload:
@@ -99,10 +101,12 @@ class Leftovers:
     ports: tuple[str, ...]
     links: tuple[str, ...]
     directory: bool
+    flows: Mapping[str, frozenset[Flow]] = field(default_factory=dict)
+    """By bridge."""
 
     def __bool__(self) -> bool:
         """Tell whether there is anything."""
-        return bool(self.containers or self.ports or self.links or self.directory)
+        return bool(self.containers or self.ports or self.links or self.directory or self.flows)
 
     def summary(self) -> dict[str, Any]:
         """Return it as plain data, for ``--diff``."""
@@ -111,6 +115,7 @@ class Leftovers:
             "ports": sorted(self.ports),
             "links": sorted(self.links),
             "directory": self.directory,
+            "flows": sorted(str(flow) for own in self.flows.values() for flow in own),
         }
 
 
@@ -128,7 +133,7 @@ class Outcome:
     nodes: tuple[Mapping[str, Any], ...] = field(default=())
 
 
-def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any]) -> NodeSpec:
+def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], run: str = "") -> NodeSpec:
     """Build the specification from the module's options, which Ansible has checked and typed.
 
     Raises:
@@ -150,8 +155,10 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any]) 
             mounts=tuple(Mount(**mount) for mount in spec["mounts"]),
             limits=Limits(**limits),
             seccomp=_seccomp(spec["seccomp_profile"]),
+            apparmor=spec["apparmor_profile"],
             devices=tuple(spec["devices"]),
             labels=spec["labels"],
+            run=run,
         ),
         bridge=bridge,
         interface=spec["interface"],
@@ -215,7 +222,7 @@ def present(spec: NodeSpec, engine: Engine, clock: Clock, *, check_mode: bool) -
                 f"it is left alone: remove it yourself or submit again"
             )
         state = ovs.read_state()
-        state.bridge(spec.bridge)
+        state.guarded_bridge(spec.bridge)
     if found and found.running and found.labels.get(names.LABEL_SPEC) == body["Labels"][names.LABEL_SPEC]:
         return _repair_port(spec, found, state, clock, check_mode=check_mode)
     leftovers = Leftovers(
@@ -223,12 +230,14 @@ def present(spec: NodeSpec, engine: Engine, clock: Clock, *, check_mode: bool) -
         tuple(item.name for item in state.find({names.OVS_JOB: job_id})),
         tuple(filter(port.link_exists, (names.port_name(spec.container.name),))),
         spec.directory.exists(),
+        # Only for show: setting the port's flows removes any that the job had, and looking takes 7 ms.
+        _flows_of(job_id, state, spec.bridge) if check_mode else {},
     )
     after = {**_wanted(spec), "spec": body["Labels"][names.LABEL_SPEC]}
     if check_mode:
         return Outcome(True, leftovers.summary(), after)
     if leftovers:
-        absent(spec.directory, engine, clock, check_mode=False)
+        absent(spec.directory, spec.bridge, engine, clock, check_mode=False)
         state = ovs.read_state()
     return Outcome(True, leftovers.summary(), after, _build(spec, body, state, engine, clock))
 
@@ -236,7 +245,14 @@ def present(spec: NodeSpec, engine: Engine, clock: Clock, *, check_mode: bool) -
 def _wanted(spec: NodeSpec) -> dict[str, Any]:
     name = spec.container.name
     link = names.port_name(name)
-    return {"containers": [name], "ports": [link], "links": [link], "directory": True}
+    guard = flows.Guard.of(spec.container.job_id, link, spec.address)
+    return {
+        "containers": [name],
+        "ports": [link],
+        "links": [link],
+        "directory": True,
+        "flows": sorted(map(str, guard.flows(link))),
+    }
 
 
 def _repair_port(
@@ -250,18 +266,21 @@ def _repair_port(
         if not check_mode:
             port.execute(steps)
     wanted = _wanted(spec)
-    before = {**wanted, "changes": [step.name for step in steps]} if steps else wanted
+    own = flows.of_owner(have.flows or (), want.guard().cookie)
+    there = {**wanted, "flows": sorted(map(str, own))}
+    before = {**there, "changes": [step.name for step in steps]} if steps else wanted
     return Outcome(bool(steps), before, wanted, found)
 
 
 def _build(spec: NodeSpec, body: Payload, state: ovs.OvsState, engine: Engine, clock: Clock) -> Found:
     made, directory = spec.container, spec.directory
-    directory.create()
+    directory.create(made.run)
     with directory.locked() as there:
         if not there:
             raise HostError(f"job {made.job_id} is being taken down on this host")
         try:
             with clock.step("files"):
+                directory.bound()
                 directory.fill(spec.files, spec.writable_files, made.uid, made.gid)
             with clock.step("container"):
                 found = engine.start(made.name, body)
@@ -290,20 +309,31 @@ def _connect(spec: NodeSpec, found: Found, state: ovs.OvsState, engine: Engine) 
 def _rolled_back(error: HostError, spec: NodeSpec, engine: Engine, clock: Clock) -> HostError:
     """Remove what there is of the job; return *error*, with the agent's last word and what went wrong here."""
     try:
-        nodes = _remove(look(spec.directory, engine), spec.directory, engine, clock)
+        nodes = _remove(look(spec.directory, spec.bridge, engine), spec.directory, engine, clock)
     except HostError as second:
         return HostError(f"{error} (and taking it down failed: {second})")
     log = next((node["agent_log"] for node in nodes if node["agent_log"]), None)
     return HostError(f"{error} (the agent's last line: {log.splitlines()[-1]})") if log else error
 
 
-def look(directory: jobdir.JobDirectory, engine: Engine) -> Leftovers:
-    """Find by mark all that this host holds of the job."""
+def look(directory: jobdir.JobDirectory, bridge: str, engine: Engine) -> Leftovers:
+    """Find by mark all that this host holds of the job, flows in *bridge* and where it has ports."""
     job_id = directory.job_id
     containers = engine.of_job(job_id)
     links = {*port.links_with_alias(names.link_alias(job_id))}
-    ports = ovs.read_state().find({names.OVS_JOB: job_id})
-    return Leftovers(containers, tuple(item.name for item in ports), tuple(sorted(links)), directory.exists())
+    state = ovs.read_state()
+    return Leftovers(
+        containers,
+        tuple(item.name for item in state.find({names.OVS_JOB: job_id})),
+        tuple(sorted(links)),
+        directory.exists(),
+        _flows_of(job_id, state, bridge),
+    )
+
+
+def _flows_of(job_id: str, state: ovs.OvsState, bridge: str) -> Mapping[str, frozenset[Flow]]:
+    bridges = {bridge, *(item.bridge for item in state.find({names.OVS_JOB: job_id}))}
+    return port.look_for_flows(state, bridges, {names.flow_cookie(job_id)})
 
 
 def _remove(
@@ -322,13 +352,16 @@ def _remove(
         except HostError as error:
             errors.append(str(error))
 
+    with clock.step("read output"):
+        outputs = {found.id: _last_output(found, engine) for found in leftovers.containers}
     with clock.step("remove containers"):
         for found in leftovers.containers:
             attempt(partial(engine.remove, found.id))
     blocked = bool(errors)
     with clock.step("remove port"):
         attempt(partial(port.detach, leftovers.ports, leftovers.links))
-    nodes = _report(leftovers, directory)
+        attempt(partial(port.execute, port.plan_detach((), (), port.marks_of(leftovers.flows))))
+    nodes = _report(leftovers, directory, outputs)
     if leftovers.directory and not blocked:
         with clock.step("remove files"):
             attempt(directory.remove)
@@ -337,27 +370,76 @@ def _remove(
     return nodes
 
 
-def absent(directory: jobdir.JobDirectory, engine: Engine, clock: Clock, *, check_mode: bool) -> Outcome:
-    """Remove all that this host holds of the job; report how its containers ended."""
+def absent(
+    directory: jobdir.JobDirectory,
+    bridge: str,
+    engine: Engine,
+    clock: Clock,
+    *,
+    check_mode: bool,
+    run: str | None = None,
+) -> Outcome:
+    """Remove all that this host holds of the job; report how its containers ended.
+
+    With *run*, only if it is of that run: what a later run of the same job id has here stays.
+
+    Raises:
+        HostError: something can't be removed, or it does not show yet which run it is of.
+    """
     nodes: tuple[Mapping[str, Any], ...] = ()
     with directory.locked():
         with clock.step("look"):
-            leftovers = look(directory, engine)
+            leftovers = look(directory, bridge, engine)
+        if run is not None and leftovers and _of_another_run(leftovers, directory, run):
+            leftovers = NOTHING
         if leftovers and not check_mode:
             nodes = _remove(leftovers, directory, engine, clock)
     return Outcome(bool(leftovers), leftovers.summary(), NOTHING.summary(), nodes=nodes)
 
 
-def _report(leftovers: Leftovers, directory: jobdir.JobDirectory) -> tuple[Mapping[str, Any], ...]:
+def _of_another_run(leftovers: Leftovers, directory: jobdir.JobDirectory, run: str) -> bool:
+    """Tell whether what is here is of another run than *run*; what says nothing of its run is of a dead one."""
+    marks = {found.labels.get(names.LABEL_RUN, "") for found in leftovers.containers}
+    if leftovers.directory:
+        mark = directory.run()
+        if mark is None and not directory.settled():
+            raise HostError(
+                f"job {directory.job_id} is just being set up on this host; try again in a minute"
+            )
+        marks.add(mark or "")
+    return bool(marks - {run, ""})
+
+
+def _last_output(found: Found, engine: Engine) -> list[str]:
+    """Return the ends of both streams, in base64; nothing of a container that still writes, or is going."""
+    if found.running:
+        return ["", ""]
+    try:
+        return [base64.b64encode(end).decode() for end in engine.last_output(found.id)]
+    except HostError:
+        return ["", ""]
+
+
+def _report(
+    leftovers: Leftovers, directory: jobdir.JobDirectory, outputs: Mapping[str, list[str]]
+) -> tuple[Mapping[str, Any], ...]:
     """Say how each node ended; the files are the job's on this host, also if no container is left."""
     status, log = directory.exit_status(), directory.agent_log()
-    ended = [
+    nothing: Mapping[str, Any] = {
+        "name": None,
+        "running": False,
+        "exit_code": None,
+        "oom_killed": False,
+        "last_output_b64": ["", ""],
+    }
+    ended: list[Mapping[str, Any]] = [
         {
             "name": found.name,
             "running": found.running,
             "exit_code": found.exit_code,
             "oom_killed": found.oom_killed,
+            "last_output_b64": outputs[found.id],
         }
         for found in leftovers.containers
-    ] or [{"name": None, "running": False, "exit_code": None, "oom_killed": False}]
+    ] or [nothing]
     return tuple({**node, "exit_status": status, "agent_log": log} for node in ended)

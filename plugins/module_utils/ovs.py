@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from . import names
 from .command import CommandError, Completed, run
 from .errors import HostError
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 DatapathType = Literal["system", "netdev"]
-FailMode = Literal["standalone", "secure"]
 
-TIMEOUT = 10
+SECURE = "secure"
+"""Fail mode of a bridge that drops what no flow of it allows, also when it has lost its flows."""
+
+TIMEOUT = 30
 """Seconds ``ovs-vsctl`` waits for the database, and for ovs-vswitchd to apply a change."""
 
 
@@ -37,6 +40,17 @@ class OvsPort:
     bridge: str
     tag: int | None = None
     external_ids: Mapping[str, str] = field(default_factory=dict)
+    vlan_mode: str | None = None
+    interfaces: tuple[str, ...] = ()
+    """Its interfaces that the bridge could open: one, or several of a bond."""
+    interface_ids: Mapping[str, str] = field(default_factory=dict)
+    """``external_ids`` of its interfaces, where ovs-docker has its marks."""
+
+    @property
+    def containers(self) -> bool:
+        """Tell whether a container is behind it, whoever connected that."""
+        marks = {names.OVS_JOB, names.OVS_CONTAINER}
+        return not marks.isdisjoint({*self.external_ids, *self.interface_ids})
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,16 @@ class OvsState:
         except KeyError:
             raise HostError(f"Open vSwitch has no bridge {name} on this host; run cluster_setup") from None
 
+    def guarded_bridge(self, name: str) -> OvsBridge:
+        """Return bridge *name*, which must be one that a container's port can be guarded in."""
+        bridge = self.bridge(name)
+        if bridge.fail_mode != SECURE:
+            raise HostError(
+                f"bridge {name} would pass any frame if it lost its flows (fail_mode is not {SECURE}); "
+                f"run cluster_setup"
+            )
+        return bridge
+
     def find(self, marks: Mapping[str, str]) -> tuple[OvsPort, ...]:
         """Return the ports whose ``external_ids`` hold all of *marks*."""
         return tuple(
@@ -79,7 +103,6 @@ class BridgeSpec:
     name: str
     datapath_type: DatapathType | None = None
     uplink: str | None = None
-    fail_mode: FailMode | None = None
     external_ids: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -107,20 +130,37 @@ def tables(text: str) -> list[list[dict[str, Any]]]:
 
 def parse_state(text: str) -> OvsState:
     """Build the state from the output of :func:`read_state`'s call."""
-    bridge_rows, port_rows = tables(text)
+    bridge_rows, port_rows, interface_rows = tables(text)
     owner: dict[str, str] = {}
     bridges = {}
     for row in bridge_rows:
-        ports = row["ports"] or []
-        owner.update(dict.fromkeys([ports] if isinstance(ports, str) else ports, row["name"]))
+        owner.update(dict.fromkeys(_members(row["ports"]), row["name"]))
         bridges[row["name"]] = OvsBridge(
             row["name"], row["datapath_type"] or "system", row["fail_mode"], row["external_ids"]
         )
-    ports_by_name = {
-        row["name"]: OvsPort(row["name"], owner.get(row["_uuid"], ""), row["tag"], row["external_ids"])
-        for row in port_rows
-    }
-    return OvsState(bridges, ports_by_name)
+    interfaces = {row["_uuid"]: row for row in interface_rows}
+    ports = (_port(row, owner.get(row["_uuid"], ""), interfaces) for row in port_rows)
+    return OvsState(bridges, {port.name: port for port in ports})
+
+
+def _members(value: Any) -> list[Any]:
+    """A set as a list: the notation has a set of one as the thing itself."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _port(row: Mapping[str, Any], bridge: str, interfaces: Mapping[str, Mapping[str, Any]]) -> OvsPort:
+    own = [interfaces[uuid] for uuid in _members(row["interfaces"]) if uuid in interfaces]
+    return OvsPort(
+        row["name"],
+        bridge,
+        row["tag"],
+        row["external_ids"],
+        row["vlan_mode"],
+        tuple(interface["name"] for interface in own if (interface["ofport"] or -1) > 0),
+        {key: value for interface in own for key, value in interface["external_ids"].items()},
+    )
 
 
 def vsctl(*arguments: str) -> Completed:
@@ -146,9 +186,13 @@ def read_state() -> OvsState:
         "list",
         "Bridge",
         "--",
-        "--columns=_uuid,name,tag,external_ids",
+        "--columns=_uuid,name,tag,vlan_mode,external_ids,interfaces",
         "list",
         "Port",
+        "--",
+        "--columns=_uuid,name,ofport,external_ids",
+        "list",
+        "Interface",
     )
     return parse_state(done.stdout)
 
@@ -174,7 +218,10 @@ def quote(text: str) -> str:
 
 
 def plan_bridge(want: BridgeSpec, have: OvsState) -> Transaction:
-    """Return what makes the bridge as wanted.
+    """Return what makes the bridge as wanted, and one that containers' ports can be guarded in.
+
+    It drops what no flow allows.  The host's own port, by default a trunk and so in every
+    job's network, becomes one for untagged frames.
 
     Raises:
         HostError: the uplink is a port of another bridge, which is not ours to take apart.
@@ -187,11 +234,14 @@ def plan_bridge(want: BridgeSpec, have: OvsState) -> Transaction:
     settings = []
     if want.datapath_type and bridge.datapath_type != want.datapath_type:
         settings.append(f"datapath_type={want.datapath_type}")
-    if want.fail_mode and bridge.fail_mode != want.fail_mode:
-        settings.append(f"fail_mode={want.fail_mode}")
+    if bridge.fail_mode != SECURE:
+        settings.append(f"fail_mode={SECURE}")
     settings += _map_settings("external_ids", want.external_ids, bridge.external_ids)
     if settings:
         commands.append(("set", "Bridge", want.name, *settings))
+    local = have.ports.get(want.name)
+    if local is None or local.tag is None:
+        commands.append(("set", "Port", want.name, "tag=0", "vlan_mode=access"))
     if want.uplink:
         uplink = have.ports.get(want.uplink)
         if uplink is None:
@@ -244,16 +294,16 @@ def plan_bridge_absent(name: str, have: OvsState) -> Transaction:
 
 
 def plan_port(
-    bridge: str, name: str, tag: int | None, external_ids: Mapping[str, str], have: OvsState
+    bridge: str, name: str, tag: int, external_ids: Mapping[str, str], have: OvsState
 ) -> Transaction:
-    """Return what makes *name* an access port of *bridge* with the VLAN *tag*.
+    """Return what makes *name* an access port of *bridge* with the VLAN *tag*, 0 for untagged frames.
 
     A new port gets tag and marks in the transaction that creates it, so it is never, not
     for a moment, untagged and in everyone's network.
     """
     port = have.ports.get(name)
     settings = []
-    if tag is not None and (port is None or port.tag != tag):
+    if port is None or (port.tag, port.vlan_mode) != (tag, "access"):
         # "access" said outright: frames that arrive with a tag of the sender's own are dropped.
         settings += [f"tag={tag:d}", "vlan_mode=access"]
     settings += _map_settings("external_ids", external_ids, port.external_ids if port else {})
@@ -263,12 +313,7 @@ def plan_port(
         return (("add-port", bridge, name, *settings), *interface)
     if port.bridge != bridge:
         raise HostError(f"{name} is already a port of bridge {port.bridge}, not of {bridge}")
-    commands: list[tuple[str, ...]] = []
-    if settings:
-        commands.append(("set", "Port", name, *settings))
-    if tag is None and port.tag is not None:
-        commands.append(("clear", "Port", name, "tag", "vlan_mode"))
-    return tuple(commands)
+    return (("set", "Port", name, *settings),) if settings else ()
 
 
 def plan_ports_absent(names: Sequence[str]) -> Transaction:

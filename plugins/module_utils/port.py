@@ -4,8 +4,9 @@
 """A container's port in an Open vSwitch bridge: a veth pair, one end in each.
 
 The model is ovs-docker(8).  Unlike it, every step is checked, VLAN tag and marks are
-part of the transaction that makes the port, what is already right is left alone, and
-removing needs no living container: the port is found by its marks.
+part of the transaction that makes the port, the container can send from its own
+addresses only, what is already right is left alone, and removing needs no living
+container: port and flows are found by their marks.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from . import names, ovs
-from .command import run
+from . import flows, names, ovs
+from .command import CommandError, run
 from .errors import HostError
+from .switch import daemon_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 CREATE = "create link"
@@ -42,6 +44,8 @@ class PortSpec:
     gateway: str | None = None
     alias: str | None = None
     external_ids: Mapping[str, str] = field(default_factory=dict)
+    owner: str | None = None
+    """Whose mark the flows carry; the port's own if not said."""
 
     def __post_init__(self) -> None:
         """Refuse what would be more than one word in the commands for ``ip``."""
@@ -53,6 +57,15 @@ class PortSpec:
     def identity(self) -> dict[str, str]:
         """The marks by which ovs-docker, and we, find the port."""
         return {names.OVS_CONTAINER: self.container_id, names.OVS_INTERFACE: self.interface}
+
+    def guard(self, present: Sequence[str] = ()) -> flows.Guard:
+        """What the container may send; without a wanted address, from the first of those *present*."""
+        address = self.address or next((item for item in present if ":" not in item), None)
+        return flows.Guard.of(self.owner or self.link, self.link, address, self.mac)
+
+    def marks(self, guard: flows.Guard) -> dict[str, str]:
+        """All ``external_ids`` of the port."""
+        return {**self.external_ids, **self.identity, **guard.marks}
 
 
 @dataclass(frozen=True)
@@ -74,15 +87,18 @@ class Have:
     state: ovs.OvsState
     links: frozenset[str] = frozenset()
     inner: InnerLink | None = None
+    flows: frozenset[flows.Flow] | None = None
+    """Our flows in the bridge, ``None`` if nobody looked."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A step that runs a program."""
+    """A step that runs a program; one that only *deletes* links has not failed when they are gone."""
 
     name: str
     argv: tuple[str, ...]
     input: str | None = None
+    deletes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,11 +163,13 @@ def read_inner(pid: int, interface: str, with_routes: bool = False) -> InnerLink
 
 def read_have(want: PortSpec, state: ovs.OvsState) -> Have:
     """Read what is there of *want*, in the switch, on the host and in the container."""
+    state.guarded_bridge(want.bridge)
     candidates = {want.link, *(port.name for port in state.find(want.identity))}
     return Have(
         state,
         frozenset(name for name in candidates if link_exists(name)),
         read_inner(want.pid, want.interface, with_routes=want.gateway is not None),
+        flows.read(want.bridge),
     )
 
 
@@ -159,13 +177,13 @@ def plan_attach(want: PortSpec, have: Have) -> tuple[Step, ...]:
     """Return the steps that make the port as wanted; none if it is.
 
     Raises:
-        HostError: the bridge is missing, or the container has an interface of that name
-            which is not ours.
+        HostError: the bridge is missing or cannot be guarded, or the container has an
+            interface of that name which is not ours.
     """
-    userspace = have.state.bridge(want.bridge).datapath_type == "netdev"
+    userspace = have.state.guarded_bridge(want.bridge).datapath_type == "netdev"
     own = have.state.find(want.identity)
     if len(own) == 1 and own[0].name in have.links and have.inner and own[0].bridge == want.bridge:
-        return _plan_existing(want, own[0].name, have.inner, have.state, userspace)
+        return _plan_existing(want, own[0].name, have.inner, have, userspace)
     if have.inner and not have.links:
         raise HostError(
             f"container {want.container_id[:12]} already has an interface {want.interface}, and it is not "
@@ -175,46 +193,64 @@ def plan_attach(want: PortSpec, have: Have) -> tuple[Step, ...]:
     cleaned = ovs.OvsState(
         have.state.bridges, {name: port for name, port in have.state.ports.items() if name not in stale}
     )
-    return (*plan_detach(sorted(stale), sorted(have.links)), *_plan_new(want, cleaned, userspace))
+    cookie = want.guard().cookie
+    moved = frozenset((item.bridge, cookie) for item in own if item.bridge != want.bridge)
+    return (*plan_detach(sorted(stale), sorted(have.links), moved), *_plan_new(want, cleaned, userspace))
 
 
 def _plan_new(want: PortSpec, state: ovs.OvsState, userspace: bool) -> tuple[Step, ...]:
     """Plan a new pair.
 
     The port is in the switch before the interface gets its address, so a process that
-    waits for the address finds the network complete.
+    waits for the address finds the network complete.  It is in it before it has flows,
+    and until then, and while the interface is down, nothing passes.
     """
+    guard = want.guard()
     mtu = f" mtu {want.mtu:d}" if want.mtu else ""
-    mac = f" address {want.mac}" if want.mac else ""
+    mac = f" address {guard.mac}"
     alias = f"link set {want.link} alias {want.alias}\n" if want.alias else ""
     create = (
         f"link add {want.link}{mtu} type veth peer name {want.interface}{mac}{mtu} netns {want.pid:d}\n"
         f"{alias}link set {want.link} addrgenmode none up\n"
     )
-    marks = {**want.external_ids, **want.identity}
-    attach = ovs.plan_port(want.bridge, want.link, want.vlan, marks, state)
+    attach = ovs.plan_port(want.bridge, want.link, want.vlan or 0, want.marks(guard), state)
     return (
         Run(CREATE, ("ip", "-batch", "-"), create),
         *((_keep_from_host(want.link),) if userspace else ()),
         Commit("attach port", attach),
+        *_guard(want.bridge, flows.plan_port(guard, want.link, flows.of_others(state, want.bridge), None)),
         *((_offload_off(want),) if userspace else ()),
-        _configure(want, ["link set lo up", *_address_lines(want, ()), *_up_lines(want, None)]),
+        _configure(want, [*_first_lines(want), *_address_lines(want, ()), *_up_lines(want, None)]),
     )
 
 
+def _guard(bridge: str, lines: Sequence[str]) -> tuple[Step, ...]:
+    if not lines:
+        return ()
+    return (Run("set flows", flows.setting(bridge), "".join(f"{line}\n" for line in lines)),)
+
+
+def _first_lines(want: PortSpec) -> list[str]:
+    # IPv6 is dropped in the switch; without an address of it no program tries.
+    return ["link set lo up", f"link set {want.interface} addrgenmode none"]
+
+
 def _plan_existing(
-    want: PortSpec, name: str, inner: InnerLink, state: ovs.OvsState, userspace: bool
+    want: PortSpec, name: str, inner: InnerLink, have: Have, userspace: bool
 ) -> tuple[Step, ...]:
     """Plan the change of a port that is there, alive and ours."""
     steps: list[Step] = []
-    change = ovs.plan_port(want.bridge, name, want.vlan, {**want.external_ids, **want.identity}, state)
+    guard = want.guard(inner.addresses)
+    change = ovs.plan_port(want.bridge, name, want.vlan or 0, want.marks(guard), have.state)
     if change:
         steps.append(Commit("change port", change))
+    others = flows.of_others(have.state, want.bridge)
+    steps += _guard(want.bridge, flows.plan_port(guard, name, others, have.flows))
     if userspace and inner.tx_checksum:
         steps.append(_offload_off(want))
     lines = []
-    if want.mac and want.mac.lower() != inner.mac:
-        lines.append(f"link set {want.interface} address {want.mac}")
+    if guard.mac != inner.mac:
+        lines.append(f"link set {want.interface} address {guard.mac}")
     if want.mtu and want.mtu != inner.mtu:
         lines.append(f"link set {want.interface} mtu {want.mtu:d}")
         steps.append(Run("set MTU", ("ip", "link", "set", name, "mtu", str(want.mtu))))
@@ -280,14 +316,21 @@ def _keep_from_host(link: str) -> Write:
     )
 
 
-def plan_detach(ports: Sequence[str], links: Sequence[str]) -> tuple[Step, ...]:
-    """Return the steps that remove *ports* from their bridges and delete *links*."""
+Guarded = frozenset[tuple[str, int]]
+"""Marks of flows, each with the bridge that has such flows."""
+
+
+def plan_detach(
+    ports: Sequence[str], links: Sequence[str], guarded: Guarded = frozenset()
+) -> tuple[Step, ...]:
+    """Return the steps that remove *ports* from their bridges, delete *links*, and remove flows."""
     steps: list[Step] = []
     if ports:
         steps.append(Commit("remove port", ovs.plan_ports_absent(ports)))
     if links:
         lines = "".join(f"link delete {name}\n" for name in links)
-        steps.append(Run("delete link", ("ip", "-batch", "-"), lines))
+        steps.append(Run("delete link", ("ip", "-force", "-batch", "-"), lines, tuple(links)))
+    steps += (Run("remove flows", flows.removing(bridge, cookie)) for bridge, cookie in sorted(guarded))
     return tuple(steps)
 
 
@@ -295,13 +338,22 @@ def execute(steps: Sequence[Step]) -> None:
     """Carry out *steps* in their order; the first that fails raises a ``HostError``."""
     for step in steps:
         match step:
-            case Run(argv=argv, input=text):
-                run(argv, input=text)
+            case Run():
+                _run(step)
             case Commit(transaction=transaction):
                 ovs.apply(transaction)
             case Write(values=values):
                 for path, value in values:
                     _write(path, value)
+
+
+def _run(step: Run) -> None:
+    try:
+        run(step.argv, input=step.input)
+    except CommandError:
+        # A veth goes by itself, a moment after the network namespace of its other end.
+        if not step.deletes or any(map(link_exists, step.deletes)):
+            raise
 
 
 def _write(path: str, value: str) -> None:
@@ -323,18 +375,19 @@ def attach(want: PortSpec, have: Have) -> tuple[Step, ...]:
         execute(steps)
     except HostError:
         if any(step.name == CREATE for step in steps):
-            detach([port.name for port in ovs.read_state().find(want.identity)], [want.link])
+            guarded = frozenset({(want.bridge, want.guard().cookie)})
+            detach([port.name for port in ovs.read_state().find(want.identity)], [want.link], guarded)
         raise
     return steps
 
 
-def detach(ports: Sequence[str], links: Sequence[str]) -> tuple[Step, ...]:
-    """Remove *ports* and those of *links* (and of the ports' links) that exist."""
+def detach(ports: Sequence[str], links: Sequence[str], guarded: Guarded = frozenset()) -> tuple[Step, ...]:
+    """Remove *ports*, those of *links* (and of the ports' links) that exist, and flows."""
     removed: tuple[Step, ...] = plan_detach(ports, ())
     execute(removed)
     # Only now: a veth whose other end died with its container is gone on its own.
     leftover = sorted(name for name in {*ports, *links} if link_exists(name))
-    steps = plan_detach((), leftover)
+    steps = plan_detach((), leftover, guarded)
     execute(steps)
     return (*removed, *steps)
 
@@ -343,6 +396,32 @@ def links_with_alias(alias: str) -> tuple[str, ...]:
     """Return the veth links of this host that carry *alias*."""
     shown = json.loads(run(("ip", "-json", "link", "show", "type", "veth")).stdout or "[]")
     return tuple(link["ifname"] for link in shown if link.get("ifalias") == alias)
+
+
+def look_for_flows(
+    state: ovs.OvsState, bridges: Iterable[str], cookies: Collection[int]
+) -> Mapping[str, frozenset[flows.Flow]]:
+    """Return by bridge the flows that carry one of *cookies*.
+
+    Raises:
+        CommandError: a bridge that may have some did not answer.
+    """
+    found: dict[str, frozenset[flows.Flow]] = {}
+    for bridge in sorted(state.bridges.keys() & set(bridges)):
+        try:
+            there = flows.read(bridge)
+        except CommandError:
+            if daemon_runs():
+                raise
+            continue  # flows are in its memory only
+        if own := frozenset(flow for flow in there if flow.cookie in cookies):
+            found[bridge] = own
+    return found
+
+
+def marks_of(found: Mapping[str, Iterable[flows.Flow]]) -> Guarded:
+    """Return what removes the flows *found*, by bridge."""
+    return frozenset((bridge, flow.cookie) for bridge, own in found.items() for flow in own)
 
 
 def link_name(container: str, interface: str) -> str:

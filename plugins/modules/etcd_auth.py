@@ -52,8 +52,12 @@ options:
             description: All keys that begin with this; the empty prefix is every key.
             type: str
           key:
-            description: One key.
+            description: One key, or the first of a range.
             type: str
+          range_end:
+            description: The key that the range from O(roles[].permissions[].key) ends before; empty for the one key.
+            type: str
+            default: ""
           access:
             description: Whether the role may read, write, or both.
             type: str
@@ -91,18 +95,24 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Turn authentication on, with the broker as an administrator
+- name: Turn authentication on, with a broker that may use the keys of jobs, which begin with a digit
   hpc.dockerjob.etcd_auth:
+    roles:
+      - name: dockerjob-broker
+        permissions:
+          - key: /1
+            range_end: "/:"
+          - prefix: /dockerjob/
     users:
       - name: root
         roles: [root]
       - name: dockerjob-broker
-        roles: [root]
+        roles: [dockerjob-broker]
     enabled: true
     target: 127.0.0.1:2379
-    ca_cert: /etc/etcd/pki/ca.pem
-    client_cert: /etc/etcd/pki/root.pem
-    client_key: /etc/etcd/pki/root.key
+    ca_cert: /etc/etcd/ca.pem
+    client_cert: /etc/etcd/root.pem
+    client_key: /etc/etcd/root.pem
 
 - name: Let the monitoring read the index of jobs
   hpc.dockerjob.etcd_auth:
@@ -115,8 +125,8 @@ EXAMPLES = r"""
       - name: monitoring
         roles: [monitoring]
     ca_cert: /etc/dockerjob/pki/ca.pem
-    client_cert: /etc/dockerjob/pki/broker.pem
-    client_key: /etc/dockerjob/pki/broker.key
+    client_cert: /etc/etcd/root.pem
+    client_key: /etc/etcd/root.pem
 """
 
 RETURN = r"""
@@ -138,6 +148,7 @@ from ..module_utils.kvs_auth import ROOT, AuthState, Permission, Step, plan, pla
 PERMISSION = {
     "prefix": {"type": "str"},
     "key": {"type": "str", "no_log": False},
+    "range_end": {"type": "str", "default": ""},
     "access": {"type": "str", "choices": ["read", "write", "readwrite"], "default": "readwrite"},
 }
 ROLE = {
@@ -167,7 +178,7 @@ def parse(options: Mapping[str, Any]) -> AuthState:
     """Return the users and roles that the options list."""
     roles = {
         role["name"]: frozenset(
-            Permission(entry["key"].encode(), b"", entry["access"])
+            Permission(entry["key"].encode(), entry["range_end"].encode(), entry["access"])
             if entry["key"] is not None
             else Permission.on_prefix(entry["prefix"], entry["access"])
             for entry in role["permissions"]

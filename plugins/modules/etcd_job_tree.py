@@ -54,6 +54,16 @@ options:
       - What else the record in the index of jobs shall hold, such as the job's hosts.
     type: dict
     default: {}
+  auth_cert:
+    description:
+      - File with the client certificate that the job's user and role are made and removed with.
+      - Its user needs the role V(root); that of O(client_cert) then needs no more than the keys of jobs.
+      - Default is O(client_cert).
+    type: path
+  auth_key:
+    description:
+      - File with the private key of O(auth_cert).
+    type: path
   state:
     description:
       - With V(present) the job's tree, record and identity are there, with V(absent) they are not.
@@ -73,6 +83,8 @@ EXAMPLES = r"""
     ca_cert: /etc/dockerjob/pki/ca.pem
     client_cert: /etc/dockerjob/pki/broker.pem
     client_key: /etc/dockerjob/pki/broker.key
+    auth_cert: /etc/dockerjob/pki/auth.pem
+    auth_key: /etc/dockerjob/pki/auth.key
   register: tree
 
 - name: Remove the job's tree
@@ -82,6 +94,8 @@ EXAMPLES = r"""
     ca_cert: /etc/dockerjob/pki/ca.pem
     client_cert: /etc/dockerjob/pki/broker.pem
     client_key: /etc/dockerjob/pki/broker.key
+    auth_cert: /etc/dockerjob/pki/auth.pem
+    auth_key: /etc/dockerjob/pki/auth.key
 """
 
 RETURN = r"""
@@ -106,11 +120,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..module_utils import jobtree, names
-from ..module_utils.etcd_options import Result, run
+from ..module_utils.etcd_options import IDENTITY, Result, run
 from ..module_utils.jobtree import JobTree
 from ..module_utils.kvs import Kvs
 
 ARGUMENTS = {
+    **IDENTITY,
     "job_id": {"type": "str", "required": True},
     "node_count": {"type": "int"},
     "ttl": {"type": "int"},
@@ -137,10 +152,7 @@ def shown(tree: JobTree | None, leftovers: bool = False) -> dict[str, Any]:
 
 def find_leftovers(kvs: Kvs, job_id: str) -> bool:
     """Say whether there are keys or an identity of the job, as a half-made tree leaves them."""
-    return (
-        bool(kvs.get_prefix(names.job_prefix(job_id)).items)
-        or names.etcd_user(job_id) in kvs.list_identities()
-    )
+    return bool(kvs.get_prefix(names.job_prefix(job_id)).items) or kvs.identities.exists(job_id)
 
 
 def ensure(options: Mapping[str, Any], kvs: Kvs, check_mode: bool) -> Result:
@@ -154,7 +166,9 @@ def ensure(options: Mapping[str, Any], kvs: Kvs, check_mode: bool) -> Result:
     step = plan(want, have, leftovers)
     lease = have.lease_id if have and not step else None
     if step == "create" and not check_mode:
-        lease = jobtree.create_job_tree(kvs, job_id, options["node_count"], options["ttl"], options["record"])
+        lease, _ = jobtree.create_job_tree(
+            kvs, job_id, options["node_count"], options["ttl"], options["record"]
+        )
     elif step == "remove" and not check_mode:
         jobtree.remove_job_tree(kvs, job_id)
     values = {"job_id": job_id, "user": names.etcd_user(job_id)} | ({"lease_id": lease} if lease else {})
@@ -163,7 +177,12 @@ def ensure(options: Mapping[str, Any], kvs: Kvs, check_mode: bool) -> Result:
 
 def main() -> None:
     """Run the module."""
-    run(ensure, ARGUMENTS, required_if=[("state", "present", ("node_count", "ttl"))])
+    run(
+        ensure,
+        ARGUMENTS,
+        required_if=[("state", "present", ("node_count", "ttl"))],
+        required_together=[("auth_cert", "auth_key")],
+    )
 
 
 if __name__ == "__main__":

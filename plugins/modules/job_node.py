@@ -19,6 +19,7 @@ description:
   - The container runs as the user from its first process, with no capability, no new privileges and no network
     but the port.
     No option loosens this.
+  - Flows of the bridge let it send ARP and IPv4 from its own addresses only, see M(hpc.dockerjob.ovs_docker_port).
   - If a step fails, what the job had on this host is removed and the module fails with one line that says why.
   - With O(state=absent) it removes by mark whatever the host holds of the job, also what a broken set-up left.
 attributes:
@@ -26,16 +27,16 @@ attributes:
     description: Says what would change without changing it.
     support: full
   diff_mode:
-    description: Shows containers, ports, links and the job's directory before and after.
+    description: Shows containers, ports, flows, links and the job's directory before and after.
     support: full
   idempotent:
     description:
-      - A container that runs and was made from the same specification and files is left alone, its port is repaired
-        if need be.
+      - A container that runs and was made from the same specification and files is left alone, its port and the
+        bridge's flows are repaired if need be.
     support: full
 requirements:
   - Docker SDK for Python (C(docker) 5.0.3 or later)
-  - C(ovs-vsctl), C(ip), C(nsenter) and C(ethtool)
+  - C(ovs-vsctl), C(ovs-ofctl), C(ip), C(nsenter) and C(ethtool)
 options:
   state:
     description:
@@ -48,6 +49,12 @@ options:
       - The job's id, C(number) or C(number_index) for an element of an array.
     type: str
     required: true
+  run:
+    description:
+      - The run of the job, by which the batch system's second start of the same job can be told from the first.
+      - With O(state=present) what is made is marked with it, with O(state=absent) only what carries this mark is
+        removed, or no mark at all. Without it, whatever is of the job is removed.
+    type: str
   runtime_root:
     description:
       - Directory below which the jobs' directories lie.
@@ -56,7 +63,7 @@ options:
     default: /run/dockerjob
   bridge:
     description:
-      - The Open vSwitch bridge of the job networks.
+      - The Open vSwitch bridge of the job networks, which M(hpc.dockerjob.ovs_bridge) has seen to.
     type: str
     default: br-job
   docker_host:
@@ -197,7 +204,7 @@ options:
         type: str
         default: eth1
       address:
-        description: The node's address with prefix length.
+        description: The node's IPv4 address with prefix length.
         type: str
         required: true
       vlan:
@@ -224,6 +231,11 @@ options:
           shm_size:
             description: Bytes of C(/dev/shm).
             type: int
+          tmp_size:
+            description:
+              - Bytes of C(/tmp) and of C(/var/tmp), each; 1 GiB if not set.
+              - They are in memory, and no other part of the image can be written.
+            type: int
           pids:
             description: Number of processes and threads.
             type: int
@@ -248,6 +260,11 @@ options:
       seccomp_profile:
         description: Path of a seccomp profile on the host; the Docker daemon's default if not set.
         type: path
+      apparmor_profile:
+        description:
+          - Name of an AppArmor profile that is loaded on the host.
+          - If not set, the Docker daemon uses C(docker-default) where the host has AppArmor.
+        type: str
       devices:
         description: Devices of the host, or directories of them.
         type: list
@@ -322,6 +339,12 @@ nodes:
     oom_killed:
       description: Whether the kernel killed one of its processes because memory ran out.
       type: bool
+    last_output_b64:
+      description:
+        - The last two entries of its log, standard output and standard error, each in base64.
+        - Empty if it was still running.
+      type: list
+      elements: str
     exit_status:
       description: COMMAND's exit status as the agent left it, V(none) if it left none.
       type: str
@@ -344,134 +367,18 @@ steps:
       sample: 312.5
 """
 
-import traceback
-from typing import Any
+from ansible.module_utils.basic import AnsibleModule
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
-from ..module_utils import node
-from ..module_utils.container import DOCKER_HOST, ENTRYPOINT, Engine
-from ..module_utils.errors import DockerjobError
-from ..module_utils.jobdir import JobDirectory
-from ..module_utils.names import RUNTIME_ROOT, check_job_id
-
-
-def file_options(owner: str, mode: str) -> dict[str, Any]:
-    """Options of a file whose owner and mode default to these."""
-    return {
-        "name": {"type": "str", "required": True},
-        "content_b64": {"type": "str", "required": True, "no_log": True},
-        "mode": {"type": "str", "default": mode},
-        "owner": {"type": "str", "choices": ["root", "user"], "default": owner},
-    }
-
-
-MOUNT = {
-    "source": {"type": "path", "required": True},
-    "target": {"type": "path", "required": True},
-    "read_only": {"type": "bool", "default": False},
-    "propagation": {
-        "type": "str",
-        "choices": ["private", "rprivate", "shared", "rshared", "slave", "rslave"],
-        "default": "rprivate",
-    },
-}
-
-ULIMIT = {
-    "name": {"type": "str", "required": True},
-    "soft": {"type": "int", "required": True},
-    "hard": {"type": "int", "required": True},
-}
-
-LIMITS = {
-    "memory": {"type": "int"},
-    "cpus": {"type": "float"},
-    "cpuset": {"type": "str"},
-    "shm_size": {"type": "int"},
-    "pids": {"type": "int"},
-    "ulimits": {"type": "list", "elements": "dict", "default": [], "options": ULIMIT},
-}
-
-OVERLAY = {
-    "file": {"type": "str", "required": True},
-    "target": {"type": "path", "required": True},
-}
-
-SPEC = {
-    "node_index": {"type": "int", "required": True},
-    "image": {"type": "str", "required": True},
-    "uid": {"type": "int", "required": True},
-    "gid": {"type": "int", "required": True},
-    "groups": {"type": "list", "elements": "int", "default": []},
-    "hostname": {"type": "str"},
-    "entrypoint": {"type": "list", "elements": "str", "default": list(ENTRYPOINT)},
-    "env": {"type": "dict", "default": {}},
-    "mounts": {"type": "list", "elements": "dict", "default": [], "options": MOUNT},
-    "files": {"type": "list", "elements": "dict", "default": [], "options": file_options("root", "0444")},
-    "writable_files": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "options": file_options("user", "0644"),
-    },
-    "overlays": {"type": "list", "elements": "dict", "default": [], "options": OVERLAY},
-    "interface": {"type": "str", "default": "eth1"},
-    "address": {"type": "str", "required": True},
-    "vlan": {"type": "int", "required": True},
-    "mtu": {"type": "int", "default": 1500},
-    "limits": {"type": "dict", "options": LIMITS},
-    "seccomp_profile": {"type": "path"},
-    "devices": {"type": "list", "elements": "path", "default": []},
-    "labels": {"type": "dict", "default": {}},
-}
-
-ARGUMENTS = {
-    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-    "job_id": {"type": "str", "required": True},
-    "runtime_root": {"type": "path", "default": RUNTIME_ROOT},
-    "bridge": {"type": "str", "default": "br-job"},
-    "docker_host": {"type": "str", "default": DOCKER_HOST},
-    "spec": {"type": "dict", "options": SPEC},
-}
-
-
-def ensure(module: AnsibleModule, clock: node.Clock) -> dict[str, Any]:
-    """Bring the node into the wanted state; return the module's result."""
-    options = module.params
-    job_id = check_job_id(options["job_id"])
-    with clock.step("connect"):
-        engine = Engine.connect(options["docker_host"])
-    with engine:
-        if options["state"] == "present":
-            spec = node.parse(job_id, options["runtime_root"], options["bridge"], options["spec"])
-            outcome = node.present(spec, engine, clock, check_mode=module.check_mode)
-        else:
-            directory = JobDirectory(job_id, options["runtime_root"])
-            outcome = node.absent(directory, engine, clock, check_mode=module.check_mode)
-    result: dict[str, Any] = {"changed": outcome.changed, "job_id": job_id, "steps": clock.steps}
-    result["diff"] = {"before": outcome.before, "after": outcome.after}
-    if outcome.found:
-        found = outcome.found
-        result["container"] = {"name": found.name, "id": found.id, "pid": found.pid}
-    if options["state"] == "absent":
-        result["nodes"] = list(outcome.nodes)
-    return result
+from ..module_utils.node_options import ARGUMENTS, REQUIRED_IF
+from ..module_utils.node_task import perform
 
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
-        argument_spec=ARGUMENTS,
-        required_if=[("state", "present", ("spec",))],
-        supports_check_mode=True,
-    )
-    clock = node.Clock()
-    try:
-        result = ensure(module, clock)
-    except ImportError:
-        module.fail_json(msg=missing_required_lib("docker"), exception=traceback.format_exc())
-    except (DockerjobError, ValueError) as error:
-        module.fail_json(msg=str(error), steps=clock.steps)
+    module = AnsibleModule(argument_spec=ARGUMENTS, required_if=REQUIRED_IF, supports_check_mode=True)
+    result = perform(module.params, check_mode=module.check_mode)
+    if result.get("failed"):
+        module.fail_json(**result)
     module.exit_json(**result)
 
 

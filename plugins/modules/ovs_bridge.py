@@ -15,12 +15,19 @@ author:
   - the hpc.dockerjob authors (@hpc-dockerjob)
 description:
   - Makes or removes a bridge, its uplink and its marks in one database transaction.
+  - The bridge passes only what flows allow. Those of ports that have no container behind them, such as the uplink,
+    allow all. Those of a container's port are M(hpc.dockerjob.ovs_docker_port)'s; what has been lost of them is put
+    back.
+  - The host's own port in the bridge, which has the bridge's name, is taken out of the VLANs; it keeps untagged frames.
   - Unlike M(openvswitch.openvswitch.openvswitch_bridge) it chooses the datapath by what the kernel has, and makes the
     uplink fit for it.
 notes:
   - Open vSwitch keeps the bridge over a reboot.
     The state of the uplink's link and its offloads is the kernel's and is lost, so run this again, or set them in the
     host's network configuration.
+  - Open vSwitch keeps flows in the memory of C(ovs-vswitchd). If that dies, nothing passes the bridge until this is run
+    again; C(ovs-ctl restart) saves them and puts them back.
+  - A port that the site adds to the bridge passes nothing before this is run again, or the host's next job starts.
 attributes:
   check_mode:
     description: Says what would change without changing it.
@@ -32,7 +39,7 @@ attributes:
     description: What is as wanted is left alone.
     support: full
 requirements:
-  - C(ovs-vsctl), and with O(uplink) C(ip) and C(ethtool)
+  - C(ovs-vsctl), C(ovs-ofctl), and with O(uplink) C(ip) and C(ethtool)
 options:
   state:
     description: Whether the bridge is there.
@@ -57,10 +64,6 @@ options:
       - With the userspace datapath its receive offloads that merge frames are switched off.
       - A port of another bridge is not taken from it, the module fails.
     type: str
-  fail_mode:
-    description: What the bridge does when it has no controller; left as it is if not set.
-    type: str
-    choices: [standalone, secure]
   external_ids:
     description: Marks of the bridge; others it has are kept.
     type: dict
@@ -96,8 +99,12 @@ bridge:
       type: str
       sample: netdev
     fail_mode:
-      description: What it does without a controller.
+      description: What it does without a controller, V(secure).
       type: str
+    flows:
+      description: Our flows in it.
+      type: list
+      elements: str
     external_ids:
       description: Its marks.
       type: dict
@@ -105,6 +112,9 @@ bridge:
       description: Its uplink.
       type: str
       sample: eth1
+    host_vlan:
+      description: VLAN of the host's own port, V(0) for untagged frames.
+      type: int
 commands:
   description: The commands that changed, or in check mode would change, something.
   type: list
@@ -116,7 +126,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils import ovs
+from ..module_utils import flows, ovs
 from ..module_utils.command import run
 from ..module_utils.errors import HostError
 
@@ -125,7 +135,6 @@ ARGUMENTS = {
     "name": {"type": "str", "required": True},
     "datapath_type": {"type": "str", "choices": ["auto", "system", "netdev"], "default": "auto"},
     "uplink": {"type": "str"},
-    "fail_mode": {"type": "str", "choices": ["standalone", "secure"]},
     "external_ids": {"type": "dict", "default": {}},
 }
 
@@ -141,12 +150,13 @@ def wanted(options: dict[str, Any], have: ovs.OvsState) -> ovs.BridgeSpec:
         name=options["name"],
         datapath_type=datapath,
         uplink=options["uplink"],
-        fail_mode=options["fail_mode"],
         external_ids={key: str(value) for key, value in options["external_ids"].items()},
     )
 
 
-def describe(name: str, state: ovs.OvsState, uplink: str | None) -> dict[str, Any]:
+def describe(
+    name: str, state: ovs.OvsState, uplink: str | None, there: frozenset[flows.Flow]
+) -> dict[str, Any]:
     """Show the bridge as plain data; nothing if there is none."""
     bridge = state.bridges.get(name)
     if bridge is None:
@@ -158,26 +168,44 @@ def describe(name: str, state: ovs.OvsState, uplink: str | None) -> dict[str, An
         "fail_mode": bridge.fail_mode,
         "external_ids": dict(bridge.external_ids),
         "uplink": uplink if port and port.bridge == name else None,
+        "host_vlan": state.ports[name].tag,
+        "flows": sorted(map(str, there)),
     }
 
 
-def expected(want: ovs.BridgeSpec, before: dict[str, Any]) -> dict[str, Any]:
+def expected(
+    want: ovs.BridgeSpec, before: dict[str, Any], wanted_flows: frozenset[flows.Flow]
+) -> dict[str, Any]:
     """Show the bridge as it is to be."""
     return {
         "name": want.name,
         "datapath_type": want.datapath_type or before.get("datapath_type"),
-        "fail_mode": want.fail_mode or before.get("fail_mode"),
+        "fail_mode": ovs.SECURE,
         "external_ids": {**before.get("external_ids", {}), **want.external_ids},
         "uplink": want.uplink,
+        "host_vlan": before.get("host_vlan") or 0,
+        "flows": sorted(map(str, wanted_flows)),
     }
+
+
+def flows_wanted(want: ovs.BridgeSpec, have: ovs.OvsState) -> frozenset[flows.Flow]:
+    """Return the flows of the bridge when it is as wanted."""
+    added = {flows.LOCAL, want.uplink} if want.uplink else {flows.LOCAL}
+    return flows.of_bridge(have, want.name) | {flows.trusted(port) for port in added}
 
 
 def present(module: AnsibleModule, have: ovs.OvsState) -> dict[str, Any]:
     """Make the bridge as wanted."""
     want = wanted(module.params, have)
-    before = describe(want.name, have, want.uplink)
-    after = expected(want, before)
+    known = want.name in have.bridges
+    there = flows.read(want.name) if known else frozenset()
+    goal = flows_wanted(want, have)
+    before = describe(want.name, have, want.uplink, there)
     transaction = ovs.plan_bridge(want, have)
+    # A change of the fail mode removes all flows.
+    kept = there if known and have.bridges[want.name].fail_mode == ovs.SECURE else frozenset()
+    lines = flows.plan_bridge(goal, kept)
+    after = expected(want, before, goal.union(flow for flow in kept if not flow.forlorn))
     link_commands: tuple[tuple[str, ...], ...] = ()
     if want.uplink:
         link_commands = ovs.plan_uplink(ovs.read_uplink(want.uplink), after["datapath_type"])
@@ -185,7 +213,10 @@ def present(module: AnsibleModule, have: ovs.OvsState) -> dict[str, Any]:
         ovs.apply(transaction)
         for command in link_commands:
             run(command)
+        if lines:
+            flows.apply(want.name, lines)
     commands = [*(("ovs-vsctl", *command) for command in transaction), *link_commands]
+    commands += (("ovs-ofctl", "add-flows", want.name, line) for line in lines)
     shown = {**before, "link": [" ".join(command) for command in link_commands]} if link_commands else before
     return {
         "changed": bool(commands),
@@ -198,13 +229,14 @@ def present(module: AnsibleModule, have: ovs.OvsState) -> dict[str, Any]:
 def absent(module: AnsibleModule, have: ovs.OvsState) -> dict[str, Any]:
     """Remove the bridge."""
     name = module.params["name"]
+    there = flows.read(name) if name in have.bridges else frozenset()
     transaction = ovs.plan_bridge_absent(name, have)
     if not module.check_mode:
         ovs.apply(transaction)
     return {
         "changed": bool(transaction),
         "commands": [("ovs-vsctl", *command) for command in transaction],
-        "diff": {"before": describe(name, have, module.params["uplink"]), "after": {}},
+        "diff": {"before": describe(name, have, module.params["uplink"], there), "after": {}},
     }
 
 

@@ -17,7 +17,11 @@ description:
   - Connects a running container to a bridge, as C(ovs-docker add-port) and C(set-vlan) do, or disconnects it.
   - Every step is checked, and if one fails the port is taken down again.
   - VLAN and marks are set in the transaction that makes the port, so it is never untagged.
-  - A port that its container left behind is found by its marks and removed.
+  - The container can send ARP and IPv4 from its own hardware address and its own address only.
+    Forged senders, IPv6, tagged frames and all other protocols are dropped by flows of the bridge, and without flows
+    nothing passes.
+    No option loosens this.
+  - A port or flows that a container left behind are found by their marks and removed.
   - With the userspace datapath the container's transmit checksum offload is switched off, without which TCP hangs.
 attributes:
   check_mode:
@@ -31,7 +35,7 @@ attributes:
     support: full
 requirements:
   - Docker SDK for Python (C(docker) 5.0.3 or later), with O(state=present)
-  - C(ovs-vsctl), C(ip), C(nsenter) and C(ethtool)
+  - C(ovs-vsctl), C(ovs-ofctl), C(ip), C(nsenter) and C(ethtool)
 options:
   state:
     description: Whether the container is connected.
@@ -49,22 +53,26 @@ options:
     type: str
     default: eth1
   bridge:
-    description: The bridge, required if O(state=present).
+    description:
+      - The bridge, required if O(state=present).
+      - It must be one that M(hpc.dockerjob.ovs_bridge) has made or seen to.
     type: str
   address:
-    description: Address with prefix length; the interface's only one.
+    description:
+      - IPv4 address with prefix length; the interface's only one.
+      - A new port without it lets nothing pass.
     type: str
   gateway:
     description: Default gateway of the container.
     type: str
   mac:
-    description: Hardware address; chosen by the kernel if not set.
+    description: Hardware address; made from the port's name if not set.
     type: str
   mtu:
     description: Largest packet, set on both ends.
     type: int
   vlan:
-    description: VLAN of the port; without it the port is a trunk.
+    description: VLAN of the port; without it the port has the bridge's untagged frames.
     type: int
   external_ids:
     description: Further marks of the port.
@@ -106,15 +114,16 @@ steps:
   type: list
   elements: str
   returned: success
-  sample: [create link, attach port, configure interface]
+  sample: [create link, attach port, set flows, configure interface]
 """
 
 import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
-from ..module_utils import ovs, port
+from ..module_utils import flows, names, ovs, port
 from ..module_utils.container import DOCKER_HOST, Engine, Found
 from ..module_utils.errors import HostError
 
@@ -148,7 +157,8 @@ def describe(name: str, have: port.Have) -> dict[str, Any]:
     found = have.state.ports.get(name)
     if found is None:
         return {}
-    shown: dict[str, Any] = {"bridge": found.bridge, "vlan": found.tag}
+    about = sorted(str(flow) for flow in have.flows or () if flow.port == name)
+    shown: dict[str, Any] = {"bridge": found.bridge, "vlan": found.tag, "flows": about}
     if have.inner:
         addresses = " ".join(have.inner.addresses)
         shown.update(address=addresses or None, mac=have.inner.mac, mtu=have.inner.mtu, up=have.inner.up)
@@ -173,7 +183,8 @@ def present(module: AnsibleModule, state: ovs.OvsState) -> dict[str, Any]:
     given = {
         key: options[key] for key in ("bridge", "vlan", "address", "mac", "mtu") if options[key] is not None
     }
-    after = {**before, **given, "up": True} if steps else before
+    guarded = sorted(map(str, want.guard(have.inner.addresses if have.inner else ()).flows(want.link)))
+    after = {**before, **given, "up": True, "flows": guarded} if steps else before
     return {
         "changed": bool(steps),
         "port": want.link,
@@ -186,18 +197,32 @@ def absent(module: AnsibleModule, state: ovs.OvsState) -> dict[str, Any]:
     """Disconnect the container, or remove what it left behind."""
     container, interface = module.params["container"], module.params["interface"]
     ports = port.of_container(state, container, interface)
-    # A link without a port is what a set-up leaves that broke off between the two.
-    links = {*ports, *filter(port.link_exists, (port.link_name(container, interface),))}
-    steps = port.plan_detach(ports, sorted(filter(port.link_exists, links)))
+    named = port.link_name(container, interface)
+    # A link or flows without a port are what is left when somebody else removed the port.
+    links = {*ports, *filter(port.link_exists, (named,))}
+    left = port.look_for_flows(state, state.bridges, set(map(names.flow_cookie, (named, *ports))))
+    marks = port.marks_of(left)
+    steps = port.plan_detach(ports, sorted(filter(port.link_exists, links)), marks)
     if not module.check_mode:
-        port.detach(ports, sorted(links))
-    before = {name: {"bridge": state.ports[name].bridge, "vlan": state.ports[name].tag} for name in ports}
+        port.detach(ports, sorted(links), marks)
     return {
         "changed": bool(steps),
         "removed": sorted(links),
         "steps": [step.name for step in steps],
-        "diff": {"before": before, "after": {}},
+        "diff": {"before": held(state, ports, left), "after": {}},
     }
+
+
+def held(
+    state: ovs.OvsState, ports: Sequence[str], left: Mapping[str, frozenset[flows.Flow]]
+) -> dict[str, Any]:
+    """Show what there is to remove as plain data."""
+    shown: dict[str, Any] = {
+        name: {"bridge": state.ports[name].bridge, "vlan": state.ports[name].tag} for name in ports
+    }
+    if left:
+        shown["flows"] = {bridge: sorted(map(str, own)) for bridge, own in left.items()}
+    return shown
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ import time
 
 import pytest
 from dockerjob_lab.client import ROOT, Cluster, Outcome
-
-from .conftest import job, signal_wrapper
+from job_fixtures import job, signal_wrapper
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
@@ -49,7 +48,8 @@ def test_slots_of_uneven_hosts_are_kept(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "status"), [("exit 3", 3), ("exit 0", 0), ("kill -TERM $$", 143), ("no-such-program", 127)]
+    ("command", "status"),
+    [("exit 3", 3), ("exit 1", 1), ("exit 0", 0), ("kill -TERM $$", 143), ("no-such-program", 127)],
 )
 def test_exit_status_is_commands_own(cluster: Cluster, command: str, status: int) -> None:
     assert cluster.submit(job(command)).status == status
@@ -61,6 +61,13 @@ def test_the_streams_stay_apart_and_nothing_is_lost(cluster: Cluster) -> None:
     assert done.out.split() == [str(n) for n in range(1, 200001)]
     assert "to-stderr" in done.err
     assert "to-stderr" not in done.out
+
+
+def test_a_last_line_without_a_newline_is_not_lost(cluster: Cluster) -> None:
+    script = job("printf out; printf err >&2", slots=1, ptile=1)
+    done = [cluster.submit(script, hosts="node1") for _ in range(5)]
+    assert [one.out for one in done] == ["out"] * 5
+    assert all(re.search("^err", one.err, re.MULTILINE) for one in done), done[0].err
 
 
 def test_output_is_live(cluster: Cluster) -> None:
@@ -129,10 +136,9 @@ def test_the_wall_clock_ends_the_job(cluster: Cluster, site_config: object) -> N
 
 
 def test_an_array_element_has_a_job_id_of_its_own(cluster: Cluster) -> None:
-    done = cluster.submit(job("hostname", extra="export LSB_JOBINDEX=7"))
+    done = cluster.submit(job("hostname"), index=7)
     assert re.fullmatch(r"\d+_7_node_0\n", done.out), done
 
 
 def test_the_same_job_id_may_come_again(cluster: Cluster) -> None:
-    script = job("hostname", extra="export LSB_JOBID=987654")
-    assert [cluster.submit(script).out for _ in range(2)] == ["987654_node_0\n"] * 2
+    assert [cluster.submit(job("hostname"), number=987654).out for _ in range(2)] == ["987654_node_0\n"] * 2

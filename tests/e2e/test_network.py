@@ -11,8 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from dockerjob_lab.client import Cluster
-
-from .conftest import job
+from job_fixtures import job
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 

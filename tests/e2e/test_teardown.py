@@ -9,8 +9,7 @@ import time
 import pytest
 from dockerjob_core import names
 from dockerjob_lab.client import Cluster
-
-from .conftest import job
+from job_fixtures import job
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
@@ -29,7 +28,7 @@ def test_when_the_broker_is_killed_the_lease_ends_the_job_and_teardown_cleans_tw
     cluster: Cluster, site_config: object
 ) -> None:
     site_config("limits", lease_ttl=10)  # type: ignore[operator]
-    process = cluster.start(job("echo started; sleep 300", extra="export LSB_JOBID=987656"))
+    process = cluster.start(job("echo started; sleep 300"), number=987656)
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     cluster.run("node1", "pkill", "-KILL", "-u", "dockerjob")
@@ -46,10 +45,10 @@ def test_when_the_broker_is_killed_the_lease_ends_the_job_and_teardown_cleans_tw
 
 
 def test_teardown_of_one_job_leaves_its_neighbour_alone(cluster: Cluster) -> None:
-    neighbour = cluster.start(job("echo started; sleep 20; echo done", extra="export LSB_JOBID=987657"))
+    neighbour = cluster.start(job("echo started; sleep 20; echo done"), number=987657)
     assert neighbour.stdout is not None
     assert neighbour.stdout.readline() == "started\n"
-    assert cluster.submit(job("true", extra="export LSB_JOBID=987658"), user="bob").status == 0
+    assert cluster.submit(job("true"), user="bob", number=987658).status == 0
     cluster.teardown("987658")
     assert len(containers(cluster, "987657")) == 2
     out, _ = neighbour.communicate(timeout=90)

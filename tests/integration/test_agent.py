@@ -134,8 +134,8 @@ def test_lost_lease_ends_the_job(job: JobContainers) -> None:
 
 
 def test_wall_clock_ends_the_job(job: JobContainers) -> None:
-    """At the deadline every node ends by itself, whatever etcd says."""
-    job.image, job.spec = "shell:12", {"deadline": time.time() + 5}
+    """At the end of its lifetime every node ends by itself, whatever etcd says."""
+    job.image, job.spec = "shell:12", {"lifetime": 5}
     job.prepare("sleep 60")
     job.start()
     job.wait_for_log(0, MASTER)
@@ -162,6 +162,24 @@ def test_etcd_away_while_computing(job: JobContainers) -> None:
     assert job.wait_for_end(0) == 5
     assert job.wait_for_end(1) == 0
     assert job.finish_value() == "5"
+
+
+def test_etcd_away_in_discovery(job: JobContainers) -> None:
+    """What a node has to publish waits until etcd is back."""
+    job.image = "shell:12"
+    job.prepare("exit 6")
+    job.start(0)
+    job.wait_for_log(0, "READY = False")
+    job.server.stop()
+    try:
+        job.start(1)
+        job.wait_for_log(1, "HAS ADDRESS")
+        time.sleep(3)
+    finally:
+        job.server.start()
+    assert job.wait_for_end(0) == 6
+    assert job.wait_for_end(1) == 0
+    assert job.finish_value() == "6"
 
 
 def test_agent_that_is_killed_ends_its_container(job: JobContainers) -> None:

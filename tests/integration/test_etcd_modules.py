@@ -188,7 +188,7 @@ def test_job_tree_is_made_once_and_removed(module: Module, kvs: Kvs, job_id: str
     again = module("etcd_job_tree", **want)
     assert not again["changed"]
     assert again["lease_id"] == done["lease_id"]
-    assert done["user"] in kvs.list_identities()
+    assert done["user"] in kvs.auth.users()
 
     kvs.put(names.finish_key(job_id), "0", done["lease_id"])  # the job has ended and is requeued
     requeued = module("etcd_job_tree", **want)
@@ -203,7 +203,7 @@ def test_job_tree_is_made_once_and_removed(module: Module, kvs: Kvs, job_id: str
 
 
 def test_job_tree_removes_a_half_made_one(module: Module, kvs: Kvs, job_id: str) -> None:
-    kvs.add_identity(names.etcd_user(job_id), names.job_prefix(job_id))
+    kvs.identities.add(job_id)
     assert module("etcd_job_tree", _check=True, job_id=job_id, state="absent")["changed"]
     assert module("etcd_job_tree", job_id=job_id, state="absent")["changed"]
     assert not module("etcd_job_tree", job_id=job_id, state="absent")["changed"]
@@ -266,7 +266,7 @@ def test_auth_is_turned_on_and_off(module: Module, open_etcd: EtcdServer) -> Non
     assert off["changed"]
     assert off["diff"]["after"] == {"enabled": False, "users": {}, "roles": {}}
     with Kvs.connect(open_etcd.endpoint()) as kvs:
-        assert kvs.list_identities() == []
+        assert kvs.auth.users() == []
 
 
 def test_auth_needs_root_before_it_is_turned_on(module: Module, open_etcd: EtcdServer) -> None:

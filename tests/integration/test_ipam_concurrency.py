@@ -15,7 +15,12 @@ import pytest
 from dockerjob_core import ipam, names
 from dockerjob_core.errors import KvsError, NoFreeNetworkError
 from dockerjob_core.ipam import JobNetwork, NetworkPool
-from dockerjob_core.jobtree import create_job_tree, list_job_trees, read_job_tree, remove_job_tree
+from dockerjob_core.jobtree import (
+    create_job_tree,
+    list_job_trees,
+    read_job_tree,
+    remove_job_tree,
+)
 from dockerjob_core.kvs import Kvs
 from etcd_fixtures import EtcdServer
 
@@ -44,7 +49,7 @@ def _nothing_is_left(kvs: Kvs) -> Iterator[None]:
     left = [item.key for item in kvs.get_prefix("").items]
     kvs.delete_prefix("")
     assert left == []
-    assert [name for name in kvs.list_identities() if name != "root"] == []
+    assert [name for name in kvs.auth.users() if name != "root"] == []
 
 
 def test_processes_reserving_at_once_never_collide(etcd: EtcdServer, kvs: Kvs) -> None:
@@ -127,7 +132,7 @@ def test_a_reservation_takes_milliseconds_beside_many_jobs(kvs: Kvs) -> None:
 
 
 def test_a_job_tree_comes_and_goes(etcd: EtcdServer, kvs: Kvs, job_id: str) -> None:
-    lease = create_job_tree(kvs, job_id, 2, 60, {"hosts": ["n1", "n2"]})
+    lease, _ = create_job_tree(kvs, job_id, 2, 60, {"hosts": ["n1", "n2"]})
     tree = read_job_tree(kvs, job_id)
     assert tree is not None
     assert (tree.lease_id, tree.node_count, tree.record, tree.running) == (
@@ -149,7 +154,7 @@ def test_a_job_tree_comes_and_goes(etcd: EtcdServer, kvs: Kvs, job_id: str) -> N
 
 
 def test_an_ended_lease_takes_the_tree_and_leaves_the_record(kvs: Kvs, job_id: str) -> None:
-    lease = create_job_tree(kvs, job_id, 1, 60)
+    lease, _ = create_job_tree(kvs, job_id, 1, 60)
     kvs.lease_revoke(lease)
     tree = read_job_tree(kvs, job_id)
     assert tree is not None
@@ -158,10 +163,10 @@ def test_an_ended_lease_takes_the_tree_and_leaves_the_record(kvs: Kvs, job_id: s
 
 
 def test_a_requeued_job_starts_from_nothing(kvs: Kvs, job_id: str) -> None:
-    first = create_job_tree(kvs, job_id, 2, 60)
+    first, _ = create_job_tree(kvs, job_id, 2, 60)
     kvs.put(names.node_key(job_id, 1, "READY"), "True", first)
     kvs.put(names.finish_key(job_id), "137", first)
-    second = create_job_tree(kvs, job_id, 1, 60)
+    second, _ = create_job_tree(kvs, job_id, 1, 60)
     assert second != first
     assert kvs.lease_keepalive(first) == 0
     items = kvs.get_prefix(names.job_prefix(job_id)).items
@@ -171,8 +176,57 @@ def test_a_requeued_job_starts_from_nothing(kvs: Kvs, job_id: str) -> None:
     remove_job_tree(kvs, job_id)
 
 
+def test_a_job_can_not_make_itself_seem_over(etcd: EtcdServer, kvs: Kvs, job_id: str) -> None:
+    """Who could would start it twice, and the first one's end would give the second one's network away."""
+    lease, leader = create_job_tree(kvs, job_id, 1, 60)
+    with Kvs.connect(etcd.endpoint(names.etcd_user(job_id))) as job:
+        job.put(names.finish_key(job_id), "0", lease)
+        with pytest.raises(KvsError, match="permission denied"):
+            job.lease_revoke(leader)
+        with pytest.raises(KvsError, match="permission denied"):
+            job.delete(names.leader_key(job_id))
+    tree = read_job_tree(kvs, job_id)
+    assert tree is not None
+    assert (tree.running, tree.leader) == (False, leader)
+    assert remove_job_tree(kvs, job_id)
+    assert kvs.get(names.leader_key(job_id)) is None
+
+
+def test_an_earlier_run_takes_nothing_of_a_later_one(kvs: Kvs, job_id: str) -> None:
+    first, _ = create_job_tree(kvs, job_id, 1, 60)
+    network = ipam.reserve(kvs, POOL, job_id)
+    tree = read_job_tree(kvs, job_id)
+    assert tree is not None
+    own = {names.job_index_key(job_id): tree.encode()}
+    kvs.lease_revoke(first)
+    second, _ = create_job_tree(kvs, job_id, 1, 60)
+    assert ipam.reserve(kvs, POOL, job_id) == network
+    assert ipam.release(kvs, job_id, own) is None
+    assert not remove_job_tree(kvs, job_id, first)
+    tree = read_job_tree(kvs, job_id)
+    assert tree is not None
+    assert (tree.lease_id, ipam.find(kvs, job_id)) == (second, network)
+    assert ipam.release(kvs, job_id) == network
+    assert remove_job_tree(kvs, job_id, second)
+
+
+def test_keys_that_are_no_text_are_nobody_s(etcd: EtcdServer, kvs: Kvs, job_id: str) -> None:
+    create_job_tree(kvs, job_id, 1, 60)
+    prefix = names.job_prefix(job_id)
+    watch = kvs.watch_prefix(prefix, kvs.get_prefix(prefix).revision + 1)
+    with Kvs.connect(etcd.endpoint(names.etcd_user(job_id))) as job:
+        # As a job's process does it, with a client of its own: Kvs itself takes text only.
+        request = job._rpc.PutRequest(key=prefix.encode() + b"\xff\xfe", value=b"x")
+        job._channel.kv.Put(request, timeout=5)
+    event = watch.next(5)
+    assert event is not None
+    assert event.key == f"{prefix}\\xff\\xfe"
+    assert event.key in {item.key for item in kvs.get_prefix(prefix).items}
+    assert remove_job_tree(kvs, job_id)
+
+
 def test_what_a_crash_left_half_made_is_removed(kvs: Kvs, job_id: str) -> None:
-    kvs.add_identity(names.etcd_user(job_id), names.job_prefix(job_id))
+    kvs.identities.add(job_id)
     assert remove_job_tree(kvs, job_id)
     kvs.put(names.finish_key(job_id), "FALSE")
     assert remove_job_tree(kvs, job_id)

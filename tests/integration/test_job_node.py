@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from dockerjob_core import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,24 @@ def job(host: Host) -> Iterator[str]:
     finally:
         host.docker("rm", "-f", f"{job_id}_node_0", check=False)
         host.forget_ports()
-        host.run("rm", "-rf", f"/run/dockerjob/jobs/{job_id}")
+        forget_files(host, job_id)
+
+
+@contextmanager
+def away(host: Host, *files: str) -> Iterator[None]:
+    """Hide files of Open vSwitch's, as if they were not there."""
+    for file in files:
+        host.run("mv", f"/run/openvswitch/{file}", f"/run/openvswitch/{file}.away")
+    try:
+        yield
+    finally:
+        for file in files:
+            host.run("mv", f"/run/openvswitch/{file}.away", f"/run/openvswitch/{file}")
+
+
+def forget_files(host: Host, job_id: str) -> None:
+    directory = f"/run/dockerjob/jobs/{job_id}"
+    host.run("bash", "-c", f"umount -q {directory}/rw; rm -rf {directory}")
 
 
 @contextmanager
@@ -193,6 +211,26 @@ class TestPresent:
         assert host.ovs("get", "Port", port, "tag") == "31"
         assert not host.module("job_node", arguments(job))["changed"]
 
+    def test_lost_flows_are_put_back(self, host: Host, job: str) -> None:
+        """ovs-vswitchd has them in its memory only; without them nothing passes."""
+        host.module("job_node", arguments(job))
+        whole = host.flows()
+        host.run("ovs-ofctl", "del-flows", "br-job")
+        checked = host.module("job_node", arguments(job), check_mode=True)
+        assert checked["changed"]
+        assert checked["diff"]["before"]["flows"] == []
+        assert len(checked["diff"]["after"]["flows"]) == 3
+        assert host.flows() == []
+        assert host.module("job_node", arguments(job))["changed"]
+        assert host.flows() == whole
+        assert not host.module("job_node", arguments(job))["changed"]
+
+    def test_changed_hardware_address_is_put_back(self, host: Host, job: str) -> None:
+        pid = host.module("job_node", arguments(job))["container"]["pid"]
+        host.in_container(pid, "ip", "link", "set", "eth1", "address", "02:00:00:00:00:99")
+        assert host.module("job_node", arguments(job))["changed"]
+        assert not host.module("job_node", arguments(job))["changed"]
+
     def test_no_key_in_the_result(self, host: Host, job: str) -> None:
         assert encoded("the secret key") not in json.dumps(host.module("job_node", arguments(job)))
 
@@ -201,9 +239,10 @@ class TestFailure:
     @pytest.mark.parametrize(
         ("wrong", "said"),
         [
-            ({"image": "nonesuch:1"}, "No such image"),
+            ({"image": "nonesuch:1"}, "the image nonesuch:1 is not on this host"),
             ({"vlan": 5000}, "5000"),
             ({"address": "10.8.0.1/99"}, "10.8.0.1/99"),
+            ({"address": "fd00::1/64"}, "not an IPv4 address"),
             ({"entrypoint": ["/bin/nonesuch"]}, "/bin/nonesuch"),
             ({"files": [{"name": "../x", "content_b64": ""}]}, "not the name of a job's file"),
             ({"files": [{"name": "x", "content_b64": "%"}]}, "file x:"),
@@ -268,6 +307,13 @@ class TestAbsent:
         assert (node["running"], node["exit_code"], node["exit_status"]) == (False, 9, "7")
         assert node["agent_log"].splitlines() == [f"line {number}" for number in range(100, 300)]
 
+    def test_returns_the_end_of_the_output(self, host: Host, job: str) -> None:
+        host.module("job_node", arguments(job, "sleep 1; echo one; echo two; printf three; printf four >&2"))
+        wait_for(host, job)
+        (node,) = host.module("job_node", {"job_id": job, "state": "absent"})["nodes"]
+        out, err = (base64.b64decode(end) for end in node["last_output_b64"])
+        assert (out.splitlines()[-1], err) == (b"three", b"four")
+
     def test_container_killed_and_removed_by_hand(self, host: Host, job: str) -> None:
         host.module("job_node", arguments(job, f"echo 5 >{NODE}/exit_status; exec sleep 600"))
         host.docker("rm", "-f", f"{job}_node_0")
@@ -286,7 +332,40 @@ class TestAbsent:
             "ports": [],
             "links": [f"dj{job}"],
             "directory": True,
+            "flows": [],
         }
+
+    def test_flows_without_port_container_and_files(self, host: Host, job: str) -> None:
+        (link,) = host.module("job_node", arguments(job))["diff"]["after"]["ports"]
+        host.ovs("del-port", link)
+        host.docker("rm", "-f", f"{job}_node_0")
+        forget_files(host, job)
+        gone = {"job_id": job, "state": "absent"}
+        checked = host.module("job_node", gone, check_mode=True)
+        assert checked["changed"]
+        assert checked["diff"]["before"]["ports"] == []
+        assert len(checked["diff"]["before"]["flows"]) == 3
+        assert host.module("job_node", gone)["changed"]
+        assert not host.module("job_node", gone)["changed"]
+
+    def test_switch_that_is_down_has_no_flows(self, host: Host, job: str) -> None:
+        """Its container and files go all the same."""
+        host.module("job_node", arguments(job))
+        (link,) = host.module("job_node", arguments(job))["diff"]["after"]["ports"]
+        host.ovs("del-port", link)
+        host.run("ovs-ofctl", "del-flows", "br-job", f"cookie={names.flow_cookie(job):#x}/-1")
+        with away(host, "br-job.mgmt", "ovs-vswitchd.pid"):
+            result = host.module("job_node", {"job_id": job, "state": "absent"})
+        assert result["diff"]["before"]["flows"] == []
+        assert result["diff"]["before"]["containers"] == [f"{job}_node_0"]
+
+    def test_switch_that_does_not_answer_may_have_flows(self, host: Host, job: str) -> None:
+        """So the takedown fails, and is tried again by whoever called it."""
+        host.module("job_node", arguments(job))
+        with away(host, "br-job.mgmt"):
+            result = host.module("job_node", {"job_id": job, "state": "absent"}, fails=True)
+        assert "br-job" in result["msg"]
+        assert host.module("job_node", {"job_id": job, "state": "absent"})["changed"]
 
     def test_while_the_set_up_is_still_at_work(self, host: Host, job: str) -> None:
         """A set-up outlives its ssh connection; the teardown waits for it and takes down all of it."""
@@ -358,6 +437,38 @@ class TestHostileUser:
         )
         assert len(node["agent_log"]) <= 256 * 1024
         assert len(node["exit_status"]) <= 64
+
+    def test_what_is_written_there_is_limited(self, host: Host, job: str) -> None:
+        """Neither the host's /run, nor its inodes, nor the disk of the Docker daemon can be filled."""
+        tries = (
+            "head -c 100000000 /dev/zero >big; big=$(wc -c <big); rm big; echo $big >agent.log",
+            "i=0; while [ $i -lt 9000 ] && true >f$i; do i=$((i+1)); done; rm -f f*; echo $i >>agent.log",
+            "head -c 100000000 /dev/zero >/var/tmp/big; wc -c </var/tmp/big >>agent.log",
+            "for d in / /etc /var /bin /dev /run; do true >$d/x && echo $d >>agent.log; done",
+            "echo 'exit 0' >x; chmod +x x; ./x && echo ran >>agent.log",
+        )
+        script = f"sleep 1; cd {NODE}; ({'; '.join(tries)}) 2>/dev/null"
+        host.module("job_node", arguments(job, script, limits={"tmp_size": 5 << 20}))
+        wait_for(host, job)
+        node = host.module("job_node", {"job_id": job, "state": "absent"})["nodes"][0]
+        big, files, temporary = map(int, node["agent_log"].split())
+        assert 16 << 20 < big <= 32 << 20
+        assert 3000 < files < 4096
+        assert temporary == 5 << 20
+
+    def test_its_file_system_goes_with_the_job(self, host: Host, job: str) -> None:
+        def mounted() -> list[str]:
+            table = host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
+            return [line for line in table if f"/jobs/{job}/" in line]
+
+        host.module("job_node", arguments(job))
+        assert len(mounted()) == 1
+        options = set(mounted()[0].split()[5].split(","))
+        assert options >= {"nosuid", "nodev", "noexec"}
+        host.module("job_node", arguments(job, env={"GREETING": "again"}))
+        assert len(mounted()) == 1
+        host.module("job_node", {"job_id": job, "state": "absent"})
+        assert mounted() == []
 
     def test_deep_directories_are_removed(self, host: Host, job: str) -> None:
         self.end(host, job, "i=0; while [ $i -lt 1100 ]; do mkdir d; cd d; i=$((i+1)); done")

@@ -158,7 +158,7 @@ def test_keys_go_with_their_lease(kvs: Kvs, prefix: str) -> None:
 
 def test_an_identity_may_use_its_own_prefix_only(etcd: EtcdServer, kvs: Kvs, job_id: str) -> None:
     name, own = names.etcd_user(job_id), names.job_prefix(job_id)
-    kvs.add_identity(name, own)
+    kvs.identities.add(job_id)
     with Kvs.connect(etcd.endpoint(name)) as job:
         job.put(own + "a", "1")
         watch = job.watch_prefix(own, job.get_prefix(own).revision)
@@ -173,10 +173,10 @@ def test_an_identity_may_use_its_own_prefix_only(etcd: EtcdServer, kvs: Kvs, job
             with pytest.raises(KvsError, match="permission denied"):
                 job.watch_prefix(forbidden, 1)
         with pytest.raises(KvsError, match="permission denied"):
-            job.add_identity("job-1", "/1/")
-    assert name in kvs.list_identities()
-    assert kvs.remove_identity(name)
-    assert not kvs.remove_identity(name)
+            job.identities.add("1")
+    assert name in kvs.auth.users()
+    assert kvs.identities.remove(job_id)
+    assert not kvs.identities.remove(job_id)
     with (
         Kvs.connect(etcd.endpoint(name)) as job,
         pytest.raises(KvsError, match=r"permission denied|user name"),
@@ -194,30 +194,30 @@ def test_an_identity_that_is_there_is_repaired(kvs: Kvs, job_id: str) -> None:
     name, own = names.etcd_user(job_id), names.job_prefix(job_id)
     wrong = Permission.on_prefix("/dockerjob/", "readwrite")
     kvs.auth.apply(plan(AuthState({name: frozenset()}, {name: frozenset([wrong])}), AuthState()))
-    kvs.add_identity(name, own)
-    kvs.add_identity(name, own)
+    kvs.identities.add(job_id)
+    kvs.identities.add(job_id)
     assert kvs.auth.read([name], [name]) == AuthState(
         {name: frozenset([name])}, {name: frozenset([Permission.on_prefix(own, "readwrite")])}
     )
-    kvs.remove_identity(name)
+    kvs.identities.remove(job_id)
 
 
 def test_a_user_without_password_cannot_log_in_with_an_empty_one(
     etcd: EtcdServer, kvs: Kvs, job_id: str
 ) -> None:
     name = names.etcd_user(job_id)
-    kvs.add_identity(name, names.job_prefix(job_id))
+    kvs.identities.add(job_id)
     with pytest.raises(RefusedError, match=r"authentication failed|invalid"):
         kvs.auth._call("Authenticate", "log in", name=name, password="")
-    kvs.remove_identity(name)
+    kvs.identities.remove(job_id)
 
 
 def test_enabled_tells_on_from_off(kvs: Kvs, open_etcd: EtcdServer) -> None:
     assert kvs.auth.enabled()
     with Kvs.connect(open_etcd.endpoint()) as plain:
         assert not plain.auth.enabled()
-        plain.add_identity("job-1", "/1/")  # users can be made before authentication is on
-        assert plain.remove_identity("job-1")
+        plain.identities.add("1")  # users can be made before authentication is on
+        assert plain.identities.remove("1")
 
 
 def test_writes_outlive_changes_of_the_auth_store(etcd: EtcdServer, job_id: str) -> None:
@@ -232,8 +232,8 @@ def test_writes_outlive_changes_of_the_auth_store(etcd: EtcdServer, job_id: str)
     def add_and_remove(offset: int) -> None:
         with Kvs.connect(etcd.endpoint()) as own:
             for number in range(900_000 + offset, 900_025 + offset):
-                own.add_identity(names.etcd_user(str(number)), f"/{number}/")
-                own.remove_identity(names.etcd_user(str(number)))
+                own.identities.add(str(number))
+                own.identities.remove(str(number))
 
     with ThreadPoolExecutor() as threads:
         changes = [threads.submit(add_and_remove, offset) for offset in (0, 100)]

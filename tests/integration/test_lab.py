@@ -79,7 +79,7 @@ def traces(name: str) -> dict[str, list[str]]:
         Path(f"/var/lib/dockerjob-lab/{name}"),
         Path(f"/var/lib/dockerjob-lab/.{name}.new"),
         ROOT / ".lab" / name,
-        Path(f"/run/lock/dockerjob-lab.{name}.lock"),
+        Path(f"/run/dockerjob-lab.{name}.lock"),
     ]
     everything = {
         "netns": [entry for entry in os.listdir("/run/netns") if entry.startswith(f"dj-{name}-")],

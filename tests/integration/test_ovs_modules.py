@@ -64,12 +64,12 @@ def talk(host: Host, server: int, client: int, address: str) -> int:
 
 class TestBridge:
     def test_second_run_changes_nothing(self, host: Host, bridge: str) -> None:
-        arguments = {"name": bridge, "fail_mode": "standalone", "external_ids": {"owner": "test"}}
+        arguments = {"name": bridge, "external_ids": {"owner": "test"}}
         first = host.module("ovs_bridge", arguments)
         assert first["changed"]
         assert host.ovs("get", "Bridge", bridge, "external_ids:owner", "fail_mode").split() == [
             "test",
-            "standalone",
+            "secure",
         ]
         second = host.module("ovs_bridge", arguments)
         assert not second["changed"]
@@ -131,6 +131,7 @@ class TestPort:
             assert host.module("ovs_docker_port", arguments, check_mode=True)["changed"]
             assert host.module("ovs_docker_port", arguments)["removed"] == [first["port"]]
             assert not host.module("ovs_docker_port", arguments)["changed"]
+            assert host.flows() == before["flows"]
             assert host.in_container(pid_of(host, name), "ip", "link", "show", "eth1", check=False).returncode
         assert host.holds() == before
 
@@ -147,7 +148,7 @@ class TestPort:
         with container(host) as name:
             first = connect(host, name, "10.9.0.1/24", 11)
             result = connect(host, name, "10.9.0.2/24", 12, mtu=1300, gateway="10.9.0.254")
-            assert result["steps"] == ["change port", "set MTU", "configure interface"]
+            assert result["steps"] == ["change port", "set flows", "set MTU", "configure interface"]
             assert result["diff"]["before"]["vlan"] == 11
             assert result["diff"]["after"]["address"] == "10.9.0.2/24"
             assert result["port"] == first["port"]

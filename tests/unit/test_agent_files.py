@@ -28,7 +28,7 @@ RAW: dict[str, Any] = {
     "hostfile": None,
     "shell": "/bin/bash",
     "lease_id": 123,
-    "deadline": None,
+    "lifetime": None,
     "discovery_timeout": 60,
     "ssh_port": 2222,
     "etcd": {"socket": "/run/dockerjob/relay/etcd.sock", "server_name": "etcd"},

@@ -30,9 +30,36 @@ def test_the_container_is_bounded() -> None:
     assert config["SecurityOpt"] == ["no-new-privileges:true"]
     assert (config["NetworkMode"], config["Privileged"], config["IpcMode"]) == ("none", False, "private")
     assert config["RestartPolicy"] == {"Name": "no"}
+    assert config["ReadonlyRootfs"] is True
 
 
-@pytest.mark.parametrize("option", ["CapAdd", "PidMode", "UTSMode", "UsernsMode", "CgroupParent", "Binds"])
+def test_what_may_be_written_is_limited() -> None:
+    temporary = host_config(replace(SPEC, limits=Limits(tmp_size=5000)))["Tmpfs"]
+    assert temporary.keys() == {"/tmp", "/var/tmp"}
+    assert all("size=5000" in options.split(",") for options in temporary.values())
+    assert all({"nosuid", "nodev"} <= set(options.split(",")) for options in temporary.values())
+
+
+def test_the_host_s_mandatory_access_control_stays_on() -> None:
+    """Unnamed, the daemon confines with docker-default or a label of SELinux where the host has either."""
+    assert host_config(SPEC)["SecurityOpt"] == ["no-new-privileges:true"]
+    named = host_config(replace(SPEC, apparmor="site-hpc"))["SecurityOpt"]
+    assert named == ["no-new-privileges:true", "apparmor=site-hpc"]
+
+
+LOOSENING = [
+    "CapAdd",
+    "PidMode",
+    "UTSMode",
+    "UsernsMode",
+    "CgroupParent",
+    "Binds",
+    "DeviceCgroupRules",
+    "Sysctls",
+]
+
+
+@pytest.mark.parametrize("option", LOOSENING)
 def test_what_would_loosen_it_has_no_place(option: str) -> None:
     everything = replace(
         SPEC, mounts=(Mount("/a", "/b"),), devices=("/dev/x",), labels={"a": "b"}, seccomp="{}"
@@ -94,8 +121,10 @@ CHANGES: dict[str, object] = {
     "mounts": (Mount("/a", "/b"),),
     "limits": Limits(memory=1),
     "seccomp": "{}",
+    "apparmor": "site",
     "devices": ("/dev/x",),
     "labels": {"a": "b"},
+    "run": "1f",
 }
 
 

@@ -9,7 +9,7 @@ import netaddr
 import pytest
 from dockerjob_core.errors import ConfigError, NoFreeNetworkError
 from dockerjob_core.ipam import JobNetwork, NetworkPool, Taken, choose
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 POOL = NetworkPool("10.128.0.0/22", 24, "100-103")
@@ -42,7 +42,6 @@ def test_jobs_at_the_same_time_choose_apart() -> None:
     assert len({network.vlan for network in chosen}) > 45
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 1023), st.sampled_from([22, 24, 26, 28])), max_size=20),
     st.text(),

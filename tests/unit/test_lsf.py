@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import pytest
-from dockerjob_core import lsf
 from dockerjob_core.allocation import Allocation, HostSlots, inventory_of
 from dockerjob_core.errors import RequestError
+from dockerjob_core.schedulers import lsf
 
 
 def read(files: dict[str, str] | None = None, **environment: str) -> Allocation:
@@ -15,7 +15,7 @@ def read(files: dict[str, str] | None = None, **environment: str) -> Allocation:
             raise FileNotFoundError(2, "No such file or directory", path)
         return files[path]
 
-    return lsf.read_allocation({"LSB_JOBID": "748", "LSB_JOBINDEX": "0", **environment}, read_file)
+    return lsf.read({"LSB_JOBID": "748", "LSB_JOBINDEX": "0", **environment}, read_file)
 
 
 def test_counts_come_from_mcpu_hosts_with_its_trailing_blank() -> None:

@@ -86,6 +86,11 @@ def test_what_is_built_holds_in_its_place(number: int, index: int, node: int) ->
     assert not names.job_prefix(job_id).startswith(names.BOOKKEEPING)
 
 
+@given(st.integers(1, 10**17), st.none() | st.integers(0, 10**9 - 1))
+def test_a_job_id_is_taken_apart_as_it_was_made(number: int, index: int | None) -> None:
+    assert names.parts_of_job_id(names.job_id_of(number, index)) == (number, index)
+
+
 @given(st.integers(1, 10**17), st.integers(1, 10**17))
 def test_no_job_prefix_holds_another(one: int, other: int) -> None:
     if one != other:

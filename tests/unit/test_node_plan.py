@@ -37,6 +37,7 @@ SPEC: dict[str, Any] = {
     "mtu": 1500,
     "limits": None,
     "seccomp_profile": None,
+    "apparmor_profile": None,
     "devices": [],
     "labels": {},
 }

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from dockerjob_core import ovs
 from dockerjob_core.errors import HostError
 
-BRIDGE = ovs.OvsBridge("br-job", "netdev", None, {"owner": "site"})
+BRIDGE = ovs.OvsBridge("br-job", "netdev", "secure", {"owner": "site"})
+LOCAL = ovs.OvsPort("br-job", "br-job", 0, vlan_mode="access")
 EMPTY = ovs.OvsState({}, {})
 
 
 def state(*ports: ovs.OvsPort) -> ovs.OvsState:
-    return ovs.OvsState({"br-job": BRIDGE}, {port.name: port for port in ports})
+    return ovs.OvsState({"br-job": BRIDGE}, {port.name: port for port in (LOCAL, *ports)})
 
 
 def recorded() -> str:
@@ -26,7 +28,7 @@ def recorded() -> str:
             [
                 "br-job",
                 "netdev",
-                ["set", []],
+                "secure",
                 ["map", [["owner", "site"]]],
                 ["set", [["uuid", "u1"], ["uuid", "u2"]]],
             ]
@@ -35,21 +37,31 @@ def recorded() -> str:
     }
     ports = {
         "data": [
-            [["uuid", "u1"], "br-job", ["set", []], ["map", []]],
-            [["uuid", "u2"], "dj1", 31, ["map", [["dockerjob_job", "748"]]]],
+            [["uuid", "u1"], "br-job", ["set", []], ["set", []], ["map", []], ["uuid", "i1"]],
+            [["uuid", "u2"], "dj1", 31, "access", ["map", [["dockerjob_job", "748"]]], ["uuid", "i2"]],
         ],
-        "headings": ["_uuid", "name", "tag", "external_ids"],
+        "headings": ["_uuid", "name", "tag", "vlan_mode", "external_ids", "interfaces"],
     }
-    return f"{json.dumps(bridges)}\n{json.dumps(ports)}\n"
+    interfaces = {
+        "data": [
+            [["uuid", "i1"], "br-job", 65534, ["map", []]],
+            [["uuid", "i2"], "dj1", -1, ["map", [["container_id", "c1"]]]],
+        ],
+        "headings": ["_uuid", "name", "ofport", "external_ids"],
+    }
+    return "".join(f"{json.dumps(table)}\n" for table in (bridges, ports, interfaces))
 
 
 def test_recorded_output_is_understood() -> None:
     parsed = ovs.parse_state(recorded())
     assert parsed.bridges == {"br-job": BRIDGE}
     assert parsed.ports == {
-        "br-job": ovs.OvsPort("br-job", "br-job"),
-        "dj1": ovs.OvsPort("dj1", "br-job", 31, {"dockerjob_job": "748"}),
+        "br-job": ovs.OvsPort("br-job", "br-job", interfaces=("br-job",)),
+        "dj1": ovs.OvsPort(
+            "dj1", "br-job", 31, {"dockerjob_job": "748"}, "access", interface_ids={"container_id": "c1"}
+        ),
     }
+    assert [port.containers for port in parsed.ports.values()] == [False, True]
     assert parsed.find({"dockerjob_job": "748"}) == (parsed.ports["dj1"],)
 
 
@@ -66,7 +78,7 @@ def test_missing_bridge_is_named() -> None:
 
 class TestBridge:
     def test_new(self) -> None:
-        want = ovs.BridgeSpec("br-job", "netdev", "eth1", "secure", {"owner": "site"})
+        want = ovs.BridgeSpec("br-job", "netdev", "eth1", {"owner": "site"})
         assert ovs.plan_bridge(want, EMPTY) == (
             ("add-br", "br-job"),
             (
@@ -77,16 +89,32 @@ class TestBridge:
                 "fail_mode=secure",
                 'external_ids:"owner"="site"',
             ),
+            ("set", "Port", "br-job", "tag=0", "vlan_mode=access"),
             ("add-port", "br-job", "eth1"),
         )
 
     def test_as_wanted(self) -> None:
-        want = ovs.BridgeSpec("br-job", "netdev", "eth1", None, {"owner": "site"})
+        want = ovs.BridgeSpec("br-job", "netdev", "eth1", {"owner": "site"})
         assert ovs.plan_bridge(want, state(ovs.OvsPort("eth1", "br-job"))) == ()
 
     def test_only_what_differs(self) -> None:
         want = ovs.BridgeSpec("br-job", "netdev", external_ids={"owner": "site", "use": "jobs"})
         assert ovs.plan_bridge(want, state()) == (("set", "Bridge", "br-job", 'external_ids:"use"="jobs"'),)
+
+    def test_one_that_fails_open_is_closed(self) -> None:
+        have = ovs.OvsState({"br-job": replace(BRIDGE, fail_mode=None)}, {"br-job": LOCAL})
+        assert ovs.plan_bridge(ovs.BridgeSpec("br-job"), have) == (
+            ("set", "Bridge", "br-job", "fail_mode=secure"),
+        )
+        with pytest.raises(HostError, match="run cluster_setup"):
+            have.guarded_bridge("br-job")
+        assert state().guarded_bridge("br-job") is BRIDGE
+
+    @pytest.mark.parametrize(("tag", "changes"), [(None, True), (0, False), (9, False)])
+    def test_host_leaves_the_vlans(self, tag: int | None, changes: bool) -> None:
+        """Unless the site has put it into one of its own."""
+        have = ovs.OvsState({"br-job": BRIDGE}, {"br-job": ovs.OvsPort("br-job", "br-job", tag)})
+        assert bool(ovs.plan_bridge(ovs.BridgeSpec("br-job"), have)) == changes
 
     def test_uplink_is_not_taken_from_another_bridge(self) -> None:
         with pytest.raises(HostError, match="already a port of bridge br-other"):
@@ -121,7 +149,7 @@ class TestPort:
         )
 
     def test_as_wanted(self) -> None:
-        have = state(ovs.OvsPort("dj1", "br-job", 31, {"dockerjob_job": "748"}))
+        have = state(ovs.OvsPort("dj1", "br-job", 31, {"dockerjob_job": "748"}, "access"))
         assert ovs.plan_port("br-job", "dj1", 31, {"dockerjob_job": "748"}, have) == ()
 
     def test_other_vlan(self) -> None:
@@ -130,10 +158,10 @@ class TestPort:
             ("set", "Port", "dj1", "tag=31", "vlan_mode=access"),
         )
 
-    def test_no_vlan_any_more(self) -> None:
-        have = state(ovs.OvsPort("dj1", "br-job", 30))
-        assert ovs.plan_port("br-job", "dj1", None, {}, have) == (
-            ("clear", "Port", "dj1", "tag", "vlan_mode"),
+    def test_trunk_becomes_an_access_port(self) -> None:
+        have = state(ovs.OvsPort("dj1", "br-job", 31, vlan_mode="native-untagged"))
+        assert ovs.plan_port("br-job", "dj1", 31, {}, have) == (
+            ("set", "Port", "dj1", "tag=31", "vlan_mode=access"),
         )
 
     def test_port_of_another_bridge(self) -> None:

@@ -7,20 +7,24 @@ import base64
 import json
 import os
 import pwd
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dockerjob.broker.certificates import ClientCertificate
 from dockerjob.broker.identity import Identity, caller
-from dockerjob.broker.plan import JobPlan, check_placement, choose_application
+from dockerjob.broker.plan import JobPlan
+from dockerjob.broker.policy import choose_application
 from dockerjob.config import Config, load_config
 from dockerjob.request import JobRequest
 from dockerjob_core.allocation import Allocation, HostSlots
 from dockerjob_core.errors import ConfigError, PolicyError, RequestError
 from dockerjob_core.ipam import JobNetwork
+from dockerjob_core.jobtree import JobTree
 
 ALICE = Identity("alice", 2001, 2001, (2001, 100), "/home/alice", "/bin/bash")
+IMAGE = "sha256:" + "0" * 64
 HOSTILE = b"{{ lookup('pipe','id') }} $(id) \"'\n;"
 
 
@@ -32,10 +36,11 @@ def config(tmp_path: Path) -> Config:
         f"""
 hosts: {{node1: {{address: 192.0.2.1}}, node2: {{address: 192.0.2.2}}}}
 ansible: {{private_key: /k, known_hosts: /h}}
-etcd: {{ca: {tmp_path}/ca.pem, cert: /c, key: /k}}
+etcd: {{ca: {tmp_path}/ca.pem, cert: /c, key: /k, auth_cert: /a, auth_key: /a}}
 job_ca: {{cert: /c, key: /k}}
-applications: {{"openfoam:1912": {{image: "sha256:0", hostfile: system/machines}}}}
+applications: {{"openfoam:1912": {{image: "{IMAGE}", hostfile: system/machines}}}}
 mounts: [{{path: /scratch}}]
+batch: {{}}
 """
     )
     return load_config(path)
@@ -61,7 +66,7 @@ def specs(config: Config) -> dict[str, dict[str, Any]]:
         request(),
         choose_application(config, "openfoam:1912"),
         JobNetwork("10.128.4.0/24", 104),
-        17,
+        JobTree("7_3", 17, 2),
         1.0,
         ClientCertificate(b"CERT", b"KEY"),
     )
@@ -105,18 +110,6 @@ def test_an_unknown_application_names_the_known_ones(config: Config) -> None:
         choose_application(config, "nosuch:1")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"jobdir": "/scratchy/x"}, "no file system that the containers see"),
-        ({"allocation": Allocation("lsf", 7, 0, (HostSlots("evil", 1),))}, "evil is not in this cluster"),
-    ],
-)
-def test_placement_is_checked(config: Config, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(PolicyError, match=message):
-        check_placement(config, request(**changes))
-
-
 def test_more_hosts_than_addresses_is_refused() -> None:
     with pytest.raises(ConfigError, match="shorter prefix"):
         JobNetwork("10.0.0.0/30", 1).address(2)
@@ -134,5 +127,67 @@ def test_unknown_and_system_accounts_are_refused() -> None:
     daemon = pwd.getpwnam("daemon")
     with pytest.raises(PolicyError, match="system account"):
         caller({"SUDO_UID": str(daemon.pw_uid)}, 1000)
-    assert caller({"SUDO_UID": str(daemon.pw_uid), "USER": "root"}, 1).name == "daemon"
-    assert os.getuid() not in caller({"SUDO_UID": str(daemon.pw_uid)}, 1).groups
+    # Of Debian's system accounts, the one with a program for a shell.
+    sync = str(pwd.getpwnam("sync").pw_uid)
+    assert caller({"SUDO_UID": sync, "USER": "root"}, 1).name == "sync"
+    assert os.getuid() not in caller({"SUDO_UID": sync}, 1).groups
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """Make NSS know one account of these properties; returns what sudo would set."""
+
+    def make(gid: int = 2001, shell: str = "/bin/bash", groups: tuple[int, ...] = ()) -> dict[str, str]:
+        entry = pwd.struct_passwd(("mallory", "x", 2003, gid, "", "/home/mallory", shell))
+        monkeypatch.setattr(pwd, "getpwuid", lambda _uid: entry)
+        monkeypatch.setattr(os, "getgrouplist", lambda _name, _gid: [gid, *groups])
+        return {"SUDO_UID": "2003"}
+
+    return make
+
+
+def test_the_system_s_groups_stay_outside(account: Callable[..., dict[str, str]]) -> None:
+    """root, disk, shadow and docker are other groups in an image, or on another host."""
+    environment = account(gid=100, groups=(0, 6, 42, 999, 1000, 5000))
+    assert caller(environment, 1000).groups == (100, 1000, 5000)
+    assert caller(environment, 1000, 500).groups == (100, 999, 1000, 5000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gid": 0}, "primary group of mallory is root's"),
+        ({"shell": "/usr/sbin/nologin"}, "is closed: its shell is /usr/sbin/nologin"),
+        ({"shell": "/bin/false"}, "is closed"),
+    ],
+)
+def test_accounts_nobody_may_work_with_are_refused(
+    account: Callable[..., dict[str, str]], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PolicyError, match=message):
+        caller(account(**changes), 1000)
+
+
+def test_limits_follow_the_slots_of_each_host(config: Config) -> None:
+    container = config.container.model_copy(
+        update={"memory_per_slot": 1 << 30, "cpus_per_slot": 1.5, "apparmor_profile": "site"}
+    )
+    plan = JobPlan(
+        config.model_copy(update={"container": container}),
+        ALICE,
+        request(),
+        choose_application(config, "openfoam:1912"),
+        JobNetwork("10.128.4.0/24", 104),
+        JobTree("7_3", 17, 2),
+        1.0,
+        ClientCertificate(b"CERT", b"KEY"),
+    )
+    limits = [spec["limits"] for spec in plan.host_specs().values()]
+    assert [(each["memory"], each["cpus"]) for each in limits] == [(2 << 30, 3.0), (1 << 30, 1.5)]
+    assert {(each["pids"], each["tmp_size"]) for each in limits} == {(4096, 1 << 30)}
+    assert {spec["apparmor_profile"] for spec in plan.host_specs().values()} == {"site"}
+    json.dumps(limits)
+
+
+def test_without_settings_there_is_no_limit_of_memory_and_cpus(specs: dict[str, dict[str, Any]]) -> None:
+    assert (specs["node1"]["limits"]["memory"], specs["node1"]["limits"]["cpus"]) == (None, None)

@@ -8,22 +8,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from dockerjob_core import ovs, port
+from dockerjob_core import flows, ovs, port
 from dockerjob_core.errors import HostError
 
 ID = "c" * 64
 WANT = port.PortSpec("br-job", ID, 4242, "dj1", "eth1", "10.9.0.1/24", 31, 1500)
-OURS = ovs.OvsPort("dj1", "br-job", 31, {"container_id": ID, "container_iface": "eth1"})
-INNER = port.InnerLink("02:00:00:00:00:01", 1500, up=True, addresses=("10.9.0.1/24",), tx_checksum=False)
+GUARD = WANT.guard()
+OURS = ovs.OvsPort(
+    "dj1", "br-job", 31, {"container_id": ID, "container_iface": "eth1", **GUARD.marks}, "access", ("dj1",)
+)
+INNER = port.InnerLink(GUARD.mac, 1500, up=True, addresses=("10.9.0.1/24",), tx_checksum=False)
 
 
 def switch(*ports: ovs.OvsPort, datapath: str = "netdev") -> ovs.OvsState:
-    return ovs.OvsState({"br-job": ovs.OvsBridge("br-job", datapath)}, {item.name: item for item in ports})
+    bridge = ovs.OvsBridge("br-job", datapath, "secure")
+    return ovs.OvsState({"br-job": bridge}, {item.name: item for item in ports})
 
 
 def whole(**changes: object) -> port.Have:
     """The port as wanted, but for *changes* of the container's end."""
-    return port.Have(switch(OURS), frozenset({"dj1"}), replace(INNER, **changes))  # type: ignore[arg-type]
+    inner = replace(INNER, **changes)  # type: ignore[arg-type]
+    return port.Have(switch(OURS), frozenset({"dj1"}), inner, GUARD.flows("dj1"))
 
 
 def names(steps: tuple[port.Step, ...]) -> list[str]:
@@ -36,24 +41,29 @@ def text(step: port.Step) -> str:
 
 
 def test_new_port() -> None:
-    create, _, attach, offload, configure = port.plan_attach(WANT, port.Have(switch()))
+    create, _, attach, guard, offload, configure = port.plan_attach(WANT, port.Have(switch()))
     assert text(create) == (
-        "link add dj1 mtu 1500 type veth peer name eth1 mtu 1500 netns 4242\nlink set dj1 addrgenmode none up\n"
+        f"link add dj1 mtu 1500 type veth peer name eth1 address {GUARD.mac} mtu 1500 netns 4242\n"
+        f"link set dj1 addrgenmode none up\n"
     )
     assert isinstance(attach, port.Commit)
     assert attach.transaction[0][:5] == ("add-port", "br-job", "dj1", "tag=31", "vlan_mode=access")
     assert text(offload) == "nsenter --net=/proc/4242/ns/net ethtool -K eth1 tx off"
-    assert text(configure) == "link set lo up\naddress replace 10.9.0.1/24 dev eth1\nlink set eth1 up\n"
+    assert text(guard).startswith(f"delete cookie={GUARD.cookie:#x}/-1\ndelete in_port=dj1\nadd ")
+    assert text(configure) == (
+        "link set lo up\nlink set eth1 addrgenmode none\n"
+        "address replace 10.9.0.1/24 dev eth1\nlink set eth1 up\n"
+    )
 
 
 def test_few_processes() -> None:
     steps = port.plan_attach(WANT, port.Have(switch()))
-    assert sum(not isinstance(step, port.Write) for step in steps) == 4  # and one before, for the state
+    assert sum(not isinstance(step, port.Write) for step in steps) == 5  # and one before, for the state
 
 
 def test_the_kernels_datapath_needs_no_offload_switched_off() -> None:
     steps = port.plan_attach(WANT, port.Have(switch(datapath="system")))
-    assert names(steps) == [port.CREATE, "attach port", "configure interface"]
+    assert names(steps) == [port.CREATE, "attach port", "set flows", "configure interface"]
 
 
 def test_options_of_the_link() -> None:
@@ -70,7 +80,25 @@ def test_as_wanted() -> None:
 
 def test_no_wish_is_no_difference() -> None:
     want = replace(WANT, address=None, vlan=31, mtu=None)
-    assert port.plan_attach(want, whole(addresses=("192.0.2.1/24",), mtu=9000)) == ()
+    assert port.plan_attach(want, whole(mtu=9000)) == ()
+
+
+def test_address_that_is_kept_is_the_one_that_passes() -> None:
+    steps = port.plan_attach(replace(WANT, address=None), whole(addresses=("192.0.2.1/24",)))
+    assert names(steps) == ["change port", "set flows"]
+    assert "nw_src=192.0.2.1" in text(steps[-1])
+
+
+def test_missing_flows_are_a_change() -> None:
+    lost = replace(whole(), flows=frozenset[flows.Flow]())
+    assert names(port.plan_attach(WANT, lost)) == ["set flows"]
+
+
+def test_bridge_that_fails_open_takes_no_port() -> None:
+    state = switch()
+    loose = replace(state, bridges={"br-job": replace(state.bridges["br-job"], fail_mode=None)})
+    with pytest.raises(HostError, match="fail_mode is not secure"):
+        port.plan_attach(WANT, port.Have(loose))
 
 
 @pytest.mark.parametrize(
@@ -84,6 +112,7 @@ def test_no_wish_is_no_difference() -> None:
         ),
         ({"tx_checksum": True}, "nsenter --net=/proc/4242/ns/net ethtool -K eth1 tx off"),
         ({"mtu": 1400}, "link set eth1 mtu 1500\n"),
+        ({"mac": "02:00:00:00:00:09"}, f"link set eth1 address {GUARD.mac}\n"),
     ],
 )
 def test_only_what_differs(changes: dict[str, object], expected: str) -> None:
@@ -99,6 +128,12 @@ class TestStale:
     def test_port_whose_pair_is_gone(self) -> None:
         steps = port.plan_attach(WANT, port.Have(switch(OURS)))
         assert names(steps)[:2] == ["remove port", port.CREATE]
+
+    def test_port_in_another_bridge_goes_with_its_flows(self) -> None:
+        state = switch(replace(OURS, bridge="br-old"))
+        steps = port.plan_attach(WANT, port.Have(state, frozenset({"dj1"})))
+        assert names(steps)[:4] == ["remove port", "delete link", "remove flows", port.CREATE]
+        assert "del-flows br-old" in text(steps[2])
 
     def test_port_of_an_earlier_container_of_that_name(self) -> None:
         earlier = replace(OURS, external_ids={**OURS.external_ids, "container_id": "d" * 64})
@@ -145,3 +180,11 @@ class TestOfContainer:
     @pytest.mark.parametrize("given", ["other", ID[:4], "d" * 64])
     def test_not_by_anything_else(self, given: str) -> None:
         assert self.find(given) == ()
+
+
+def test_a_link_that_has_gone_meanwhile_is_deleted() -> None:
+    """As that of a container's network namespace does by itself, between the look and the deed."""
+    port.execute(port.plan_detach((), ("djnosuchlink",)))
+    # The kernel deletes its loopback for nobody.
+    with pytest.raises(HostError, match=r"Operation not supported|not permitted"):
+        port.execute(port.plan_detach((), ("djnosuchlink", "lo")))

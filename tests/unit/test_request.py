@@ -14,7 +14,7 @@ from dockerjob_core.errors import RequestError
 from hypothesis import given
 from hypothesis import strategies as st
 
-ALLOCATION = Allocation("lsf", 102, 0, (HostSlots("node1", 2), HostSlots("node2", 2)), "a\nname")
+ALLOCATION = Allocation("lsf", 102, None, (HostSlots("node1", 2), HostSlots("node2", 2)), "a\nname")
 
 
 def request(**changes: object) -> JobRequest:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dockerjob_core import names
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 NAMES = sorted(path.name for path in ROLES.iterdir() if (path / "meta/argument_specs.yml").exists())
@@ -83,6 +84,16 @@ def test_every_variable_is_used(role: str) -> None:
 @pytest.mark.parametrize("role", NAMES)
 def test_every_role_says_what_it_is_for(role: str) -> None:
     assert (ROLES / role / "README.md").read_text().startswith(f"# {role}\n")
+
+
+def test_the_broker_s_role_is_on_the_keys_that_names_makes() -> None:
+    first, end = names.JOB_KEYS
+    assert load("etcd", "vars/main.yml")["_etcd_broker_permissions"] == [
+        {"key": first, "range_end": end},
+        {"prefix": f"{names.BOOKKEEPING}/"},
+    ]
+    assert all(first <= names.job_prefix(job_id) < end for job_id in ("1", "9", "999999999_12"))
+    assert not first <= names.BOOKKEEPING < end
 
 
 def test_the_seccomp_profile_is_docker_s_with_one_entry_more() -> None:

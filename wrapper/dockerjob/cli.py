@@ -6,54 +6,32 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
 import typer
 from dockerjob_core.errors import DockerjobError
-from rich.console import Console
-from rich.table import Table
+
+from .commands import images
+from .commands.doctor import doctor
+from .commands.gc import gc
+from .commands.jobs import RefusedError, jobs, logs, show
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-images = typer.Typer(no_args_is_help=True, help="Application images.")
-app.add_typer(images, name="images")
-
-_COLOURS = {"ok": "green", "missing": "red", "note": "yellow"}
+app.add_typer(images.app, name="images")
+for command in (jobs, show, logs, doctor, gc):
+    app.command()(command)
 
 
 @app.callback()
 def _root() -> None:
-    """Jobs are submitted with hpc_submit_dockerjob; this command is for looking around."""
-
-
-@images.command("check")
-def check(
-    image: Annotated[str, typer.Argument(help="Name or id of an image on this host.")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    docker_host: Annotated[str | None, typer.Option(help="Docker daemon, unix:///path.")] = None,
-) -> None:
-    """Say what IMAGE lacks to run jobs; exit status 1 if anything is missing.
-
-    Needs access to Docker, so it is for those who build images.
-    """
-    from .images import as_json, check_image
-
-    findings = check_image(image, docker_host)
-    if json:
-        print(as_json(findings))
-    else:
-        table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
-        for finding in findings:
-            colour = _COLOURS[finding.level]
-            level = f"[{colour}]{finding.level}[/{colour}]"
-            table.add_row(level, finding.name, finding.detail, finding.remedy)
-        Console().print(table)
-    raise typer.Exit(int(any(finding.level == "missing" for finding in findings)))
+    """Jobs are submitted with hpc_submit_dockerjob; this command is for looking around and cleaning up."""
 
 
 def main() -> None:
     """Entry point of ``dockerjob``."""
     try:
         app()
+    except RefusedError as error:
+        sys.exit(error.exit_status)
     except DockerjobError as error:
         print(f"dockerjob: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

@@ -5,23 +5,67 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+import os
+import re
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from dockerjob_core import names
 from dockerjob_core.allocation import HOST_NAME
 from dockerjob_core.errors import ConfigError
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from dockerjob_core.ipam import NetworkPool
+from dockerjob_core.kvs import Endpoint, Kvs
+from dockerjob_core.schedulers import SYSTEMS
+from dockerjob_core.schedulers.base import BatchSystem
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+)
 
 CONFIG_FILE = Path("/etc/dockerjob/config.yml")
 
 HostName = Annotated[str, StringConstraints(pattern=f"^{HOST_NAME.pattern}$")]
+DIGEST = re.compile(r"(^|@)sha256:[0-9a-f]{64}$")
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$")]
 
 
+CLOSED = (
+    "/boot",
+    "/dev",
+    "/etc/dockerjob",
+    "/etc/shadow",
+    "/etc/ssh",
+    "/opt/dockerjob",
+    "/proc",
+    "/root",
+    "/run",
+    "/sys",
+    "/var/lib/docker",
+    "/var/lib/dockerjob",
+    "/var/log/dockerjob",
+    "/var/run",
+)
+"""Paths that no container sees of its host; the agent in the container is at /opt/dockerjob."""
+
+HOSTS_DEVICES = re.compile(
+    r"(mem|kmem|port|kmsg|kvm|fuse|loop|sd[a-z]|hd[a-z]|vd[a-z]|xvd[a-z]|nvme|dm-|md[0-9]|sg[0-9]|bsg|tty[S0-9]|vcs)"
+    r"|(mapper|disk|block|bus|input|net|cpu|vfio|raw|shm|pts|mqueue|hugepages)(/|$)"
+)
+"""Devices below /dev with which a process has the host's memory, disks, terminals or network."""
+
+
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Deferred: the whole is built in one go, and a broker needs no part of it alone.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Host(_Model):
@@ -41,13 +85,27 @@ class AnsibleSettings(_Model):
 
 
 class EtcdSettings(_Model):
-    """The relay's socket on this host, and the broker's client certificate."""
+    """The relay's socket on this host, and the broker's two client certificates.
+
+    With ``auth_cert`` jobs' identities are made and removed, with ``cert`` everything else is done.
+    ``timeout`` is how many seconds one request may take.
+    """
 
     socket: AbsolutePath = names.RELAY_SOCKET
     server_name: str = "etcd"
     ca: AbsolutePath
     cert: AbsolutePath
     key: AbsolutePath
+    auth_cert: AbsolutePath
+    auth_key: AbsolutePath
+    timeout: Annotated[int, Field(ge=1, le=600)] = 10
+
+    def connect(self) -> Kvs:
+        """Prepare the broker's connection to etcd; the first call opens it."""
+        everyday = Endpoint(
+            f"unix:{self.socket}", self.ca, self.cert, self.key, self.server_name, self.timeout
+        )
+        return Kvs.connect(everyday, replace(everyday, cert=self.auth_cert, key=self.auth_key))
 
 
 class CertificateAuthority(_Model):
@@ -80,6 +138,42 @@ class Application(_Model):
     description: str = ""
 
 
+def _check_mount(path: str) -> str:
+    """Refuse a path that would show containers what is the hosts'."""
+    if os.path.normpath(path) != path:
+        raise ValueError(f"{path} is not in its shortest form, {os.path.normpath(path)}")
+    for closed in CLOSED:
+        if (
+            path == "/"
+            or PurePosixPath(path).is_relative_to(closed)
+            or PurePosixPath(closed).is_relative_to(path)
+        ):
+            raise ValueError(f"{path} would show containers the hosts' {closed}")
+    return path
+
+
+def _check_device(path: str) -> str:
+    """Refuse what is not a device, or one with which a host is open."""
+    if os.path.normpath(path) != path or not path.startswith("/dev/"):
+        raise ValueError(f"{path} is no path below /dev")
+    if HOSTS_DEVICES.match(path.removeprefix("/dev/")):
+        raise ValueError(f"with {path} a process reads and changes the host itself")
+    return path
+
+
+def _check_profile(name: str) -> str:
+    """Refuse the name that switches AppArmor off."""
+    if name == "unconfined":
+        raise ValueError("unconfined is no profile; leave the key out for docker-default")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_check_device)]
+AppArmorProfile = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9/][A-Za-z0-9._/-]*$"), AfterValidator(_check_profile)
+]
+
+
 class Mount(_Model):
     """A path of the host that every job's containers see, with the user's own rights.
 
@@ -87,7 +181,7 @@ class Mount(_Model):
     needs a shared mount on the host (mount_namespaces(7)).
     """
 
-    path: AbsolutePath
+    path: Annotated[AbsolutePath, AfterValidator(_check_mount)]
     read_only: bool = False
     propagation: Literal["rprivate", "rslave"] = "rprivate"
 
@@ -101,27 +195,112 @@ class Ulimit(_Model):
 
 
 class Limits(_Model):
-    """Times, in seconds.  A broker that dies is noticed after ``lease_ttl``."""
+    """Times, in seconds.
+
+    ``kill_grace`` is what COMMAND gets to end by itself after a signal that ends the job, and
+    ``suspension`` how long a job may be suspended in all.  A broker whose host dies is noticed
+    after ``lease_ttl``.
+    """
 
     wall_clock: Annotated[int, Field(ge=1)] = 86400
     grace: Annotated[int, Field(ge=0)] = 60
     discovery_timeout: Annotated[int, Field(ge=1)] = 60
     setup_timeout: Annotated[int, Field(ge=10)] = 300
-    lease_ttl: Annotated[int, Field(ge=10)] = 60
+    lease_ttl: Annotated[int, Field(ge=10)] = 30
+    kill_grace: Annotated[int, Field(ge=0, le=600)] = 5
+    suspension: Annotated[int, Field(ge=0)] = 86400
 
 
 class ContainerSettings(_Model):
-    """What every container gets, whoever asks.
+    """What every container gets, whoever asks.  Sizes are bytes, or have a unit, such as ``4GiB``.
 
+    ``memory_per_slot`` and ``cpus_per_slot`` are multiplied by the slots on the container's host.
     ``environment`` is for COMMAND, such as a site's settings of MPI; a user's own variable wins.
     """
 
     seccomp_profile: AbsolutePath | None = None
-    shm_size: int | None = None
-    pids: int | None = None
+    apparmor_profile: AppArmorProfile | None = None
+    memory_per_slot: Annotated[ByteSize, Field(ge=16 << 20)] | None = None
+    cpus_per_slot: Annotated[float, Field(gt=0, le=1024)] | None = None
+    shm_size: Annotated[ByteSize, Field(ge=1 << 20)] | None = None
+    tmp_size: Annotated[ByteSize, Field(ge=1 << 20)] = ByteSize(1 << 30)
+    pids: Annotated[int, Field(ge=64)] = 4096
     ulimits: tuple[Ulimit, ...] = ()
-    devices: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = ()
     environment: dict[str, str] = {}
+
+
+class SystemSettings(_Model):
+    """How the broker asks one batch system about a job; each one has its own programs' paths besides.
+
+    ``environment`` is all that these programs get but PATH, for LSF usually LSF_ENVDIR and
+    LSF_SERVERDIR.  ``launch_nodes`` are patterns of hosts that the batch system lists, and that don't
+    compute.
+    """
+
+    environment: dict[str, str] = {}
+    timeout: Annotated[int, Field(ge=1, le=600)] = 30
+    launch_nodes: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, str]:
+        """Return what the adapter itself declares: the paths of its programs, and its options."""
+        return {name: getattr(self, name) for name in type(self).model_fields.keys() - _COMMON}
+
+
+_COMMON = SystemSettings.model_fields.keys()
+
+
+def _section(system: BatchSystem) -> Any:
+    """Make the field of one batch system, from what its adapter declares."""
+    programs = dict.fromkeys(system.programs, (AbsolutePath, ...))
+    options = {name: (Literal[values], values[0]) for name, values in system.options.items()}
+    fields: dict[str, Any] = {**programs, **options}
+    return (create_model(f"{system.name}_settings", __base__=SystemSettings, **fields) | None, None)
+
+
+class _BatchSettings(_Model):
+    """The site's batch systems; a job of one that isn't here is refused.
+
+    Every ``recheck`` seconds a running job is asked for again: has it still its hosts?  ``system``
+    is what DOCKERJOB_BATCH is for all users; the role submit_host tells the wrapper.
+    """
+
+    recheck: Annotated[int, Field(ge=1)] = 120
+    system: Annotated[str, StringConstraints(pattern=f"^({'|'.join(SYSTEMS)})$")] | None = None
+
+    def of(self, name: str) -> SystemSettings | None:
+        """Return the section of the batch system *name*, None if the site has no such."""
+        return getattr(self, name) if name in SYSTEMS else None
+
+
+if TYPE_CHECKING:
+    BatchSettings = _BatchSettings
+else:
+    BatchSettings = create_model(
+        "BatchSettings",
+        __base__=_BatchSettings,
+        **{system.name: _section(system) for system in SYSTEMS.values()},
+    )
+
+
+class Policy(_Model):
+    """What users may ask for; ``administrators`` are accounts that see everybody's jobs.
+
+    Patterns are those of fnmatch(3) and match the whole text.
+
+    ``commands`` are patterns of COMMAND; with any, COMMAND must also be free of what a
+    shell treats specially, so that it can't be more than it seems.
+    """
+
+    images: tuple[str, ...] = ("*",)
+    pinned: bool = True
+    hosts: Annotated[int, Field(ge=1)] | None = None
+    slots: Annotated[int, Field(ge=1)] | None = None
+    environment: tuple[str, ...] = ("*",)
+    administrators: tuple[str, ...] = ()
+    command_length: Annotated[int, Field(ge=1)] = 131072
+    command_characters: Literal["any", "printable"] = "any"
+    commands: tuple[str, ...] = ()
 
 
 class Config(_Model):
@@ -131,12 +310,15 @@ class Config(_Model):
     ansible: AnsibleSettings
     etcd: EtcdSettings
     job_ca: CertificateAuthority
-    network: NetworkSettings = NetworkSettings()
+    network: NetworkSettings = Field(default_factory=NetworkSettings)
     applications: dict[str, Application]
     mounts: tuple[Mount, ...]
-    limits: Limits = Limits()
-    container: ContainerSettings = ContainerSettings()
+    limits: Limits = Field(default_factory=Limits)
+    container: ContainerSettings = Field(default_factory=ContainerSettings)
+    batch: BatchSettings
+    policy: Policy = Field(default_factory=Policy)
     minimum_uid: Annotated[int, Field(ge=1)] = 1000
+    minimum_gid: Annotated[int, Field(ge=1)] = 1000
     log_directory: AbsolutePath = "/var/log/dockerjob"
 
 
@@ -147,16 +329,43 @@ def load_config(path: Path = CONFIG_FILE) -> Config:
         ConfigError: the file can't be read, is no YAML, or a key is wrong; the message names it.
     """
     try:
-        document = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        document = yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506  # both loaders are the safe ones
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror}; apply playbooks/cluster_setup.yml to this host"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: it looks like a date or a number, and is none.
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     try:
-        return Config.model_validate(document)
+        config = Config.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the document"
         raise ConfigError(f"{path}: {key}: {first['msg']}") from error
+    _check_network(config, path)
+    _check_images(config, path)
+    return config
+
+
+def _check_network(config: Config, path: Path) -> None:
+    """See that jobs can be given networks."""
+    network = config.network
+    try:
+        NetworkPool(network.pool, network.prefix_length, network.vlans)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: network: {error}") from error
+
+
+def _check_images(config: Config, path: Path) -> None:
+    """Hold the catalogue against the policy: what is offered must be allowed."""
+    for name, application in config.applications.items():
+        key = f"{path}: applications.{name}.image"
+        if config.policy.pinned and not DIGEST.search(application.image):
+            raise ConfigError(
+                f"{key}: {application.image} is no image id and has no digest (NAME@sha256:...); "
+                "a tag can come to mean another image. policy.pinned: false allows it"
+            )
+        if not any(fnmatchcase(application.image, pattern) for pattern in config.policy.images):
+            raise ConfigError(f"{key}: {application.image} matches none of policy.images")

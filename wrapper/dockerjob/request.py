@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -23,9 +22,18 @@ from typing import Any
 from dockerjob_core.allocation import Allocation, merge_hosts
 from dockerjob_core.errors import RequestError
 
-MAX_COMMAND = 128 * 1024
+SUDO = "/usr/bin/sudo"
+SERVICE_ACCOUNT = "dockerjob"
+"""The account that brokers and reapers run as; sudo's one rule leads to it."""
+
+MAX_COMMAND = 128 * 1024 - 1
+"""What execve(2) takes as one argument, with the NUL at its end (MAX_ARG_STRLEN); of a variable, too."""
+
 MAX_REQUEST = 1024 * 1024
 MAX_WALL_CLOCK = 366 * 24 * 3600
+SHOWN = 200
+"""Characters of a wrong value that a message shows."""
+
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _APPLICATION = re.compile(r"[a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?")
 
@@ -58,7 +66,7 @@ class JobRequest:
         """Refuse what can't be a job, one clear line each."""
         if not _APPLICATION.fullmatch(self.application):
             raise RequestError(
-                f"APPLICATION={self.application!r} is no image name; expected NAME or NAME:TAG"
+                f"APPLICATION={self.application[:SHOWN]!r} is no image name; expected NAME or NAME:TAG"
             )
         if not self.command.strip():
             raise RequestError("COMMAND is empty; set it to what node 0 shall run")
@@ -67,9 +75,9 @@ class JobRequest:
         _check_path("JOBDIR", self.jobdir, absolute=True)
         if self.hostfile is not None:
             _check_path("HOSTFILE", self.hostfile, absolute=False)
-        for name in self.environment:
-            if not _VARIABLE_NAME.fullmatch(name) or "\0" in self.environment[name]:
-                raise RequestError(f"{name!r} can't be an environment variable")
+        for name, value in self.environment.items():
+            if not _VARIABLE_NAME.fullmatch(name) or not _can_be_value(name, value):
+                raise RequestError(f"{name!r} can't be an environment variable, or its value can't be one's")
         if self.wall_clock is not None and not 0 < self.wall_clock <= MAX_WALL_CLOCK:
             raise RequestError(f"WALLCLOCK of {self.wall_clock} s is not between 1 s and a year")
 
@@ -108,13 +116,13 @@ class JobRequest:
             allocation = Allocation(
                 scheduler=_typed(claim.pop("scheduler"), str),
                 number=_typed(claim.pop("number"), int),
-                array_index=_typed(claim.pop("array_index"), int),
+                array_index=_typed(claim.pop("array_index"), int, type(None)),
                 hosts=merge_hosts(pairs, "the request"),
                 name=_typed(claim.pop("name"), str),
             )
             # Raises ValueError for numbers that can't be a job's.
             _ = allocation.job_id
-            return cls(
+            request = cls(
                 allocation=allocation,
                 application=_typed(document.pop("application"), str),
                 command=base64.b64decode(_typed(document.pop("command"), str), validate=True),
@@ -127,6 +135,9 @@ class JobRequest:
                 wall_clock=_typed(document.pop("wall_clock"), int, type(None)),
                 verbose=_typed(document.pop("verbose"), bool),
             )
+            if unknown := [*document, *claim]:
+                raise ValueError(f"{unknown[0][:40]!r} is not part of a request")
+            return request
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RequestError(f"the request to the broker is malformed: {error}") from error
 
@@ -138,10 +149,19 @@ def _typed(value: Any, *types: type) -> Any:
     return value
 
 
+def _can_be_value(name: str, value: str) -> bool:
+    """Tell whether the value can be put in an environment; bytes that are no UTF-8 come as lone surrogates."""
+    try:
+        size = len(f"{name}={value}".encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return False
+    return size <= MAX_COMMAND and "\0" not in value
+
+
 def _check_path(variable: str, path: str, *, absolute: bool) -> None:
     pure = PurePosixPath(path)
     if not path or "\0" in path or len(path) > 4096 or pure.is_absolute() != absolute or ".." in pure.parts:
         kind = "an absolute path" if absolute else "a path relative to JOBDIR"
-        raise RequestError(f"{variable}={path!r} is not {kind} without '..'")
-    if os.fsencode(path).decode("utf-8", "replace") != path:
-        raise RequestError(f"{variable}={path!r} is not valid UTF-8")
+        raise RequestError(f"{variable}={path[:SHOWN]!r} is not {kind} without '..'")
+    if path.encode("utf-8", "replace").decode() != path:
+        raise RequestError(f"{variable}={path[:SHOWN]!r} is not valid UTF-8")

@@ -12,98 +12,162 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pwd
 import shutil
-import signal
 import sys
+import syslog
+import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 from dockerjob_core.errors import DockerjobError, RequestError
+from dockerjob_core.jobdir import release_readers
 
+from ..query import Query
 from ..request import MAX_REQUEST, JobRequest
+from .account import service_directory
+from .audit import Audit
+from .identity import caller_uid
+from .output import say
 from .playbooks import PlaybookRun
+from .process import check_limits, settle
 
-SETUP_TIMEOUT = 600
+LOCK_PATIENCE = 0.5
+"""Seconds that a lock is waited for: somebody may just be looking whether it is held."""
+
+SETTLED = 60.0
+"""Seconds after which a lock that nobody holds is a leftover, not one that is just being taken."""
 
 
 def main() -> None:
     """Entry point: serve one request and exit with the job's status."""
-    _settle()
+    settle()
+    audit = Audit()
     try:
-        request = read_request()
-        with job_directory(request.job_id) as directory:
-            status = serve(request, directory)
+        check_limits()
+        line = read_line()
+        query = Query.from_json(line)
+        status = ask(query, audit) if query else lead(JobRequest.from_json(line), audit)
     except DockerjobError as error:
-        print(f"hpc_submit_dockerjob: {error}", file=sys.stderr, flush=True)
+        audit.refused(str(error))
+        say(f"hpc_submit_dockerjob: {error}")
         status = error.exit_status
     except OSError as error:
-        print(
-            f"hpc_submit_dockerjob: broker: {error}; is cluster_setup.yml applied?",
-            file=sys.stderr,
-            flush=True,
-        )
+        audit.refused(f"broker: {error}")
+        say(f"hpc_submit_dockerjob: broker: {error}; is cluster_setup.yml applied?")
         status = DockerjobError.exit_status
+    except Exception as error:
+        status = failed(error, audit)
     # Threads that still block on the wrapper's pipe must not hold the exit up.
     os._exit(status)
 
 
-def _settle() -> None:
-    """Stand clear of the caller: directory, umask and the terminal's signals."""
-    os.chdir("/")
-    os.umask(0o077)
-    # ssh and Ansible are started by fork and exec; gRPC would log a line at each.
-    os.environ.update(GRPC_ENABLE_FORK_SUPPORT="0", GRPC_VERBOSITY="NONE")
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTSTP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+def failed(error: Exception, audit: Audit) -> int:
+    """Make a fault of this program one line for the user, and all of it for the system's log."""
+    kind = type(error).__name__
+    audit.refused(f"the broker failed: {kind}")  # unless it was decided
+    syslog.openlog("dockerjob-broker", syslog.LOG_PID, syslog.LOG_AUTHPRIV)
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        syslog.syslog(syslog.LOG_ERR, line)
+    say(f"hpc_submit_dockerjob: the broker failed ({kind}); the administrator finds more in the system's log")
+    return DockerjobError.exit_status
 
 
-def read_request() -> JobRequest:
-    """Read the wrapper's first line.
+def read_line() -> bytes:
+    """Read the first line of who called.
 
     Raises:
-        RequestError: it is cut off, too large or malformed.
+        RequestError: it is cut off or too large.
     """
     line = sys.stdin.buffer.readline(MAX_REQUEST)
     if not line.endswith(b"\n"):
         raise RequestError("the request is cut off or too large")
-    return JobRequest.from_json(line)
+    return line
+
+
+def ask(query: Query, audit: Audit) -> int:
+    """Answer a question about jobs."""
+    from .answer import answer
+
+    return answer(query, audit)
+
+
+def lead(request: JobRequest, audit: Audit) -> int:
+    """Run a job from its beginning to its end, print and record its report."""
+    audit.know(job=request.job_id, application=request.application, scheduler=request.allocation.scheduler)
+    with job_directory(request.job_id, caller_uid(os.environ)) as directory:
+        return serve(request, directory, audit)
 
 
 @contextlib.contextmanager
-def job_directory(job_id: str) -> Iterator[Path]:
+def job_directory(job_id: str, uid: int) -> Iterator[Path]:
     """Make the job's private directory in the service account's home, and remove it at the end.
 
-    Only one broker on this host can hold it; what a broker that was killed left is removed first.
+    Only one broker of this user on this host can hold it; what one that was killed left is removed
+    first.  Whose job it is has not been proven here, so nobody may hold a name that is another's, too.
     """
-    base = Path(pwd.getpwuid(os.geteuid()).pw_dir) / "run"
-    lock_file = base / f"{job_id}.lock"
-    lock = os.open(lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A broker that ended in between has removed the file that we have locked.
-        if not lock_file.exists() or not os.path.samestat(os.fstat(lock), lock_file.stat()):
-            raise BlockingIOError
-    except BlockingIOError as error:
-        raise RequestError(f"job {job_id} is already run by another wrapper on this host") from error
-    directory = base / job_id
-    shutil.rmtree(directory, ignore_errors=True)
+    base = service_directory()
+    directory = base / f"{job_id}-{uid}"
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while not (lock := _locked(lock_file(directory))):
+        if time.monotonic() > deadline:
+            raise RequestError(f"job {job_id} is already run by another wrapper on this host")
+        time.sleep(0.05)
+    sweep(base)
+    remove_abandoned(directory)
     directory.mkdir(mode=0o700)
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-        lock_file.unlink(missing_ok=True)
+        lock_file(directory).unlink(missing_ok=True)
+        os.close(lock)
 
 
-def serve(request: JobRequest, directory: Path) -> int:
+def lock_file(directory: Path) -> Path:
+    """Return the file that who uses *directory* holds a lock on."""
+    return directory.with_name(f"{directory.name}.lock")
+
+
+def _locked(path: Path) -> int | None:
+    """Lock *path* and return its file descriptor; None if somebody else has it."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A broker that ended in between has removed the file that we have locked.
+        if path.exists() and os.path.samestat(os.fstat(lock), path.stat()):
+            return lock
+    except BlockingIOError:
+        pass
+    os.close(lock)
+    return None
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Remove the directory of a broker that was killed, and let go an Ansible that still waits there for it."""
+    release_readers(str(directory))
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep(base: Path) -> None:
+    """Remove what brokers of other jobs have left here that were killed: nobody has its lock."""
+    for path in base.glob("*.lock"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime < SETTLED or not (lock := _locked(path)):
+                continue
+            remove_abandoned(path.with_suffix(""))
+            path.unlink(missing_ok=True)
+            os.close(lock)
+
+
+def serve(request: JobRequest, directory: Path, audit: Audit) -> int:
     """Run the job, print and record its report."""
-    setup = PlaybookRun(directory, "job_setup.yml", SETUP_TIMEOUT)
+    setup = PlaybookRun(directory, "job_setup.yml")
     try:
         # Ansible loads in a process of its own while these load here: that hides most of a second.
         from .session import run_job
 
-        return run_job(request, directory, setup)
+        return run_job(request, directory, setup, audit)
     finally:
         setup.cancel()
         setup.join(10)

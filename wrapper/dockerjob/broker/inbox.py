@@ -13,13 +13,16 @@ import dataclasses
 import json
 import queue
 import signal
-import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import IO
 
-from dockerjob_core.errors import KvsError
+from dockerjob_core.errors import DockerjobError, KvsError
 from dockerjob_core.kvs import Event, Watch
+
+LONGEST_LINE = 4096
+MOST_SIGNALS = 64
+"""The wrapper is the user's: its lines are short, and unread signals few, or they are not kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,38 @@ class OutputEnded:
     status: int
 
 
-Message = Signalled | TreeChanged | WatchFailed | OutputEnded
+@dataclasses.dataclass(frozen=True)
+class NodeEnded:
+    """The container on *host* has ended, or, if not *host_is_there*, the host itself is lost."""
+
+    host: str
+    host_is_there: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AllocationLost:
+    """The job has ended for the batch system, or has other hosts; *reason* says how it was seen."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Suspended:
+    """The batch system has suspended the job, or let it go on: *now* it is suspended or not."""
+
+    now: bool
+
+
+Message = Signalled | TreeChanged | WatchFailed | OutputEnded | NodeEnded | AllocationLost | Suspended
+
+
+class StoppedError(DockerjobError):
+    """A signal ended the job before COMMAND did."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the shell's exit status for death by signal *number*."""
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.exit_status = 128 + number
 
 
 class Inbox:
@@ -71,41 +105,60 @@ class Inbox:
 
     def put(self, message: Message) -> None:
         """Add a message; a signal that ends the job is remembered at once."""
-        if isinstance(message, Signalled) and message.number in ENDING and self.ended_by is None:
-            self.ended_by = message.number
+        if isinstance(message, Signalled):
+            if message.number in ENDING and self.ended_by is None:
+                self.ended_by = message.number
+            if self._queue.qsize() >= MOST_SIGNALS:
+                return
         self._queue.put(message)
+
+    def put_later(self, message: Message, delay: float) -> None:
+        """Add a message after *delay* seconds."""
+        timer = threading.Timer(delay, self.put, [message])
+        timer.daemon = True
+        timer.start()
+
+    def check(self) -> None:
+        """Raise ``StoppedError`` if a signal has ended the job."""
+        if self.ended_by is not None:
+            raise StoppedError(self.ended_by)
 
     def listen(self, stream: IO[bytes]) -> None:
         """Read the wrapper's lines in a thread, until the stream ends."""
         _start("wrapper", lambda: self._listen(stream))
 
-    def watch(self, watch: Watch) -> None:
-        """Read *watch* in a thread, until it is cancelled or fails."""
-        _start("watch", lambda: self._watch(watch))
+    def watch(self, watch: Watch, wanted: Collection[str]) -> None:
+        """Read *watch* in a thread, until it is cancelled or fails; only keys in *wanted* are told of.
 
-    def follow(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the process that follows the output, in a thread."""
-        _start("output", lambda: self.put(OutputEnded(process.wait())))
+        The job's processes may write under its prefix what they like.
+        """
+        _start("watch", lambda: self._watch(watch, wanted))
 
     def _listen(self, stream: IO[bytes]) -> None:
-        for line in stream:
-            try:
-                number = json.loads(line)["signal"]
-            except (ValueError, TypeError, KeyError):
-                continue
-            if isinstance(number, int):
+        while line := stream.readline(LONGEST_LINE):
+            number = signal_of(line)
+            if number is not None:
                 self.put(Signalled(number))
         self.put(Signalled(signal.SIGHUP))
 
-    def _watch(self, watch: Watch) -> None:
+    def _watch(self, watch: Watch, wanted: Collection[str]) -> None:
         try:
             while True:
                 event = watch.next(None)
                 if event is None:
                     return
-                self.put(TreeChanged(event))
+                if event.key in wanted:
+                    self.put(TreeChanged(event))
         except KvsError as error:
             self.put(WatchFailed(str(error)))
+
+
+def signal_of(line: bytes) -> int | None:
+    """Return the signal that a line of the wrapper's tells of; None for any other text."""
+    try:
+        return int(signal.Signals(json.loads(line)["signal"]))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))

@@ -3,58 +3,55 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The life of one job: prepare, start, discover, compute, take down.
 
-What each phase leaves if the broker dies right there, and who removes it:
-
-* prepare: a lease, the job's keys under it, an etcd user, a network reservation.  The
-  keys go when the lease ends; user and reservation stay for the reaper, or until the
-  same job id comes again.
-* start and after: containers, ports and files on the hosts as well.  The agents end the
-  containers when the lease ends; ``playbooks/job_teardown.yml`` removes what is left.
+What each phase leaves if the broker dies right there, and who removes it, is in
+docs/lifecycle.md; in short: the guards take down the hosts at once, and the reaper does the
+rest by the job's record, which is made before anything else.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import dataclasses
 import os
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from dockerjob_core import ipam, jobtree, names
-from dockerjob_core.allocation import inventory_of
-from dockerjob_core.errors import (
-    DiscoveryError,
-    DockerjobError,
-    HostError,
-    KvsError,
-    WallClockError,
-)
-from dockerjob_core.kvs import Endpoint, Kvs
+from dockerjob_core.container import DOCKER_HOST
+from dockerjob_core.errors import DiscoveryError, DockerjobError, HostError, KvsError, PolicyError
+from dockerjob_core.jobtree import JobTree
+from dockerjob_core.kvs import Kvs
+from dockerjob_core.schedulers.base import BatchRecord
 
 from ..config import Config
 from ..request import JobRequest
+from ..schedulers import confirm, meaning_of_status, on_compute_hosts, prove
+from .audit import Audit
 from .certificates import issue
+from .cleanup import clean_etcd, clean_hosts
+from .clock import WallClock
 from .connections import Connections
 from .identity import Identity
-from .inbox import Inbox, OutputEnded, Signalled, TreeChanged, WatchFailed
-from .plan import JobPlan, check_placement, choose_application
+from .inbox import AllocationLost, Inbox, NodeEnded, OutputEnded, Suspended
+from .inventory import job_inventory
+from .lead import Lead
+from .nodes import Nodes
+from .output import Output
+from .plan import JobPlan
 from .playbooks import HostResults, PlaybookRun
-from .report import Report
+from .policy import check_request
+from .presence import Presence
+from .reaper import reap
+from .recheck import Recheck
+from .report import Phase, Report
 
 _END_OF_OUTPUT = 10.0
-
-
-class StoppedError(DockerjobError):
-    """A signal ended the job before COMMAND did."""
-
-    def __init__(self, number: int) -> None:
-        """Keep the shell's exit status for death by signal *number*."""
-        super().__init__(f"ended by {signal.Signals(number).name}")
-        self.exit_status = 128 + number
+_END_OF_ANSIBLE = 10.0
+_LEASE_SLACK = 5.0
 
 
 class Job:
@@ -68,6 +65,7 @@ class Job:
         inbox: Inbox,
         directory: Path,
         setup: PlaybookRun,
+        audit: Audit,
     ) -> None:
         """Check the request against the site; nothing is created yet.
 
@@ -78,29 +76,35 @@ class Job:
             inbox: where signals come in.
             directory: private directory of the job, which the caller removes.
             setup: the run of ``job_setup.yml`` that waits for its inventory.
+            audit: where it is recorded when the job is let in.
 
         Raises:
-            RequestError, PolicyError: see :mod:`.plan`.
+            RequestError, PolicyError: see :mod:`.policy`.
         """
         self._config = config
         self._identity = identity
-        self._request = request
+        allocation = on_compute_hosts(config.batch, request.allocation)
+        self._request = request = dataclasses.replace(request, allocation=allocation)
         self._inbox = inbox
-        self._application = choose_application(config, request.application)
-        check_placement(config, request)
+        self._audit = audit
+        self._application = check_request(config, request)
         self._hosts = [host.name for host in request.allocation.hosts]
         self.job_id = request.job_id
+        audit.know(image=self._application.image, hosts=self._hosts)
         self.report = Report(
             self.job_id, identity.name, request.application, self._hosts, self._application.image
         )
         self._directory = directory
         self._setup = setup
         self._teardown: PlaybookRun | None = None
+        self._output: Output | None = None
         self._node_results: dict[str, dict[str, Any]] = {}
         self._connections = Connections(config, self._hosts, self._directory / "ssh")
-        self._wall_clock = min(request.wall_clock or config.limits.wall_clock, config.limits.wall_clock)
-        self._deadline = time.time() + self._wall_clock
-        self._lease = 0
+        self._nodes = Nodes(self._connections, self.job_id, self._hosts)
+        wall_clock = min(request.wall_clock or config.limits.wall_clock, config.limits.wall_clock)
+        self._clock = WallClock(wall_clock, config.limits.suspension)
+        self._tree: JobTree | None = None
+        self._presence: Presence | None = None
         self._started = False
 
     def run(self) -> int:
@@ -109,6 +113,9 @@ class Job:
             self.report.status = self._run()
         except DockerjobError as error:
             self.report.status, self.report.error = error.exit_status, str(error)
+        self.report.suspended = self._clock.suspended_seconds
+        if meaning := meaning_of_status(self._request.allocation, self.report.status):
+            self.report.notes.append(f"exit status {self.report.status}: {meaning}")
         return self.report.status
 
     def _run(self) -> int:
@@ -116,32 +123,36 @@ class Job:
             try:
                 plan = self._prepare(kvs)
                 self._start(plan)
-                status = self._lead(kvs)
+                status = self._lead(kvs, plan.tree)
             finally:
-                with self.report.phase("teardown"):
+                with self._phase("teardown"):
                     self._take_down(kvs)
-        return self._final_status(status)
+        return self._left_status() if status is None else status
+
+    @contextlib.contextmanager
+    def _phase(self, name: Phase) -> Iterator[None]:
+        """Measure a phase, and let everybody see that the job is in it."""
+        if self._presence:
+            self._presence.enter(name)
+        with self.report.phase(name):
+            yield
 
     # -- set-up -------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Kvs]:
-        """Open etcd and the hosts side by side; close both at the end."""
-        settings = self._config.etcd
-        endpoint = Endpoint(
-            target=f"unix:{settings.socket}",
-            ca=settings.ca,
-            cert=settings.cert,
-            key=settings.key,
-            server_name=settings.server_name,
-        )
-        with self.report.phase("prepare"), ThreadPoolExecutor(1) as pool:
+        """Have the allocation proven, and open etcd and the hosts, side by side; close both at the end."""
+        with self.report.phase("prepare"), ThreadPoolExecutor(2) as pool:
+            proof = pool.submit(self._prove)
             hosts = pool.submit(self._connections.open)
             try:
-                kvs = Kvs.connect(endpoint)
+                kvs = self._config.etcd.connect()
                 kvs.get(names.job_index_key(self.job_id))
+                self._note_limits(proof.result())
                 hosts.result()
             except DockerjobError:
+                # What is still connecting would stay behind, if it were closed now.
+                wait((hosts,))
                 self._connections.close()
                 raise
         try:
@@ -150,224 +161,233 @@ class Job:
             kvs.close()
             self._connections.close()
 
+    def _prove(self) -> BatchRecord:
+        user = self._identity
+        return prove(self._config.batch, self._request.allocation, user.name, user.uid)
+
+    def _note_limits(self, record: BatchRecord) -> None:
+        """Keep the batch system's own limits for the report: it may end the job before the wall-clock does."""
+        self.report.run_limit, self.report.memory_limit = record.run_limit, record.memory_limit
+
     def _prepare(self, kvs: Kvs) -> JobPlan:
-        """Reserve the network, make the job's tree, its lease and its identity in etcd."""
-        with self.report.phase("prepare"):
-            settings, limits = self._config.network, self._config.limits
+        """Make the job's record, its tree, lease and identity in etcd, and reserve its network."""
+        settings, limits = self._config.network, self._config.limits
+        with self._phase("prepare"):
+            self._outlive_earlier_run(kvs)
+            self._audit.accepted()
+            self._tree = tree = self._make_tree(kvs)
+            self._presence = Presence(kvs, tree, limits.lease_ttl)
+            self._presence.enter("prepare")
+            self._arm(tree)
             pool = ipam.NetworkPool(settings.pool, settings.prefix_length, settings.vlans)
             network = ipam.reserve(kvs, pool, self.job_id)
             self.report.network = f"{network.subnet}, VLAN {network.vlan}"
-            record = {
-                "user": self._identity.name,
-                "uid": self._identity.uid,
-                "application": self._request.application,
-                "hosts": self._hosts,
-                "broker_host": os.uname().nodename,
-                "deadline": self._deadline,
-            }
-            self._lease = jobtree.create_job_tree(
-                kvs, self.job_id, len(self._hosts), limits.lease_ttl, record
-            )
-            lifetime = self._deadline - time.time() + limits.grace
-            certificate = issue(self._config.job_ca, names.etcd_user(self.job_id), lifetime)
-            self._check_signal()
+            lifetime = self._clock.lifetime
+            user = names.etcd_user(self.job_id)
+            certificate = issue(self._config.job_ca, user, lifetime + limits.grace)
+            self._inbox.check()
             return JobPlan(
                 self._config,
                 self._identity,
                 self._request,
                 self._application,
                 network,
-                self._lease,
-                self._deadline,
+                tree,
+                lifetime,
                 certificate,
             )
 
+    def _make_tree(self, kvs: Kvs) -> JobTree:
+        record = {
+            "user": self._identity.name,
+            "uid": self._identity.uid,
+            "application": self._request.application,
+            "image": self._application.image,
+            "hosts": self._hosts,
+            "broker_host": os.uname().nodename,
+            "begin": round(time.time(), 3),
+            "deadline": round(time.time() + self._clock.remaining, 3),
+        }
+        count = len(self._hosts)
+        ttl = self._config.limits.lease_ttl
+        lease, leader = jobtree.make_job_tree(kvs, self.job_id, count, ttl, record)
+        return JobTree(self.job_id, lease, count, record, jobtree.RUNNING, leader)
+
+    def _arm(self, tree: JobTree) -> None:
+        """From now on, the guards on the hosts take everything down if this process dies."""
+        options = {
+            "state": "absent",
+            "job_id": self.job_id,
+            "run": tree.run,
+            "bridge": self._config.network.bridge,
+            "runtime_root": names.RUNTIME_ROOT,
+            "docker_host": DOCKER_HOST,
+        }
+        self._connections.arm(options, [str(self._directory), f"{self._directory}.lock"])
+
+    def _outlive_earlier_run(self, kvs: Kvs) -> None:
+        """See that no other broker leads this job, and clean up after one that died.
+
+        A requeued job may come sooner than the lease of its killed broker ends.  A broker that
+        lives renews its lease for ever, and then this one is a second wrapper.
+
+        Raises:
+            PolicyError: the job is led by another broker, or is not the user's any more.
+            HostError: a host still holds something of the earlier run.
+        """
+        patience = time.monotonic() + self._config.limits.lease_ttl + _LEASE_SLACK
+        waited = False
+        while (tree := jobtree.read_job_tree(kvs, self.job_id)) and not jobtree.is_dead(kvs, tree):
+            if time.monotonic() > patience:
+                host = tree.record.get("broker_host")
+                raise PolicyError(f"job {self.job_id} is already run by another wrapper, on {host}")
+            self._inbox.check()
+            time.sleep(0.5)
+            waited = True
+        if tree:
+            left = reap(kvs, self._config, tree, self._directory).unclean
+            if left:
+                raise HostError(_describe("an earlier run of this job could not be removed", left))
+        if waited:
+            self._prove()
+
     def _start(self, plan: JobPlan) -> None:
         """Bring up the node on every host."""
-        with self.report.phase("start"):
+        with self._phase("start"):
             self._started = True
-            self._setup.release(self._inventory(plan.host_specs()))
+            self._setup.release(self._inventory(plan.host_specs()), self._config.limits.setup_timeout)
             while not self._setup.wait(self._hosts, 0.2):
+                self._keep_alive()
                 if self._inbox.ended_by is not None:
                     self._setup.cancel()
             results = self._setup.results(self._hosts)
-            self._check_signal()
+            self._inbox.check()
             self.report.hosts_detail = {
                 host: result.get("steps", []) for host, result in results.returned.items()
             }
             if results.failed:
                 raise HostError(_describe("could not start the container", results.failed))
+            containers = {host: result["container"] for host, result in results.returned.items()}
+            self._connections.watch(
+                {host: (container["pid"], container["id"]) for host, container in containers.items()},
+                lambda host, there: self._inbox.put(NodeEnded(host, there)),
+            )
 
     # -- discovery and compute ----------------------------------------------------------
 
-    def _lead(self, kvs: Kvs) -> int | None:
+    def _lead(self, kvs: Kvs, tree: JobTree) -> int | None:
         """Stream the output and wait for FINISH; None if COMMAND left no status in etcd."""
-        output = self._follow_output()
+        assert self._presence  # noqa: S101  # made with the tree
+        self._output = Output(self._nodes.output_argv(), lambda status: self._inbox.put(OutputEnded(status)))
+        lead = Lead(
+            kvs,
+            tree,
+            self._config.limits,
+            self._clock,
+            self._inbox,
+            self._nodes,
+            self._presence,
+        )
+        batch, allocation, user = self._config.batch, self._request.allocation, self._identity
+        recheck = Recheck(
+            batch.recheck,
+            lambda: confirm(batch, allocation, user.name, user.uid),
+            lambda reason: self._inbox.put(AllocationLost(reason)),
+            lambda now: self._inbox.put(Suspended(now)),
+        )
         try:
-            with self.report.phase("discovery"):
-                snapshot = kvs.get_prefix(names.job_prefix(self.job_id))
-                self._inbox.watch(kvs.watch_prefix(names.job_prefix(self.job_id), snapshot.revision + 1))
-                state = {item.key: item.value for item in snapshot.items}
-                limit = time.time() + self._config.limits.discovery_timeout + 5
-                status = self._wait(kvs, state, limit, lambda: self._ready(state) == len(self._hosts))
+            with self._phase("discovery"):
+                status = lead.discovery()
             if status is None:
                 # Loads now and then only waits: so the end of COMMAND need not wait for it.
                 self._teardown = self._new_teardown()
-                with self.report.phase("compute"):
-                    status = self._wait(kvs, state, self._deadline, lambda: False)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                output.wait(_END_OF_OUTPUT)
+                with self._phase("compute"):
+                    status = lead.compute()
+            self._output.wait(_END_OF_OUTPUT)
             return status
         finally:
-            output.terminate()
+            recheck.stop()
+            self._output.stop()
 
-    def _wait(self, kvs: Kvs, state: dict[str, bytes], limit: float, done: Callable[[], bool]) -> int | None:
-        """Take messages until COMMAND has ended (its status) or *done* (None)."""
-        renewal = time.monotonic()
-        while not done():
-            finish = state.get(names.finish_key(self.job_id), jobtree.RUNNING)
-            if finish != jobtree.RUNNING:
-                return int(finish)
-            if time.time() > limit:
-                raise self._overdue(state)
-            if time.monotonic() >= renewal:
-                self._renew(kvs)
-                renewal = time.monotonic() + self._config.limits.lease_ttl / 3
-            message = self._inbox.get(min(renewal - time.monotonic(), limit - time.time() + 0.1))
-            if isinstance(message, TreeChanged):
-                event = message.event
-                if event.type == "put":
-                    state[event.key] = event.value
-                elif event.key == names.finish_key(self.job_id):
-                    raise KvsError(
-                        f"the lease of job {self.job_id} ended; etcd was out of reach for too long"
-                    )
-            elif isinstance(message, Signalled):
-                self._check_signal()
-            elif isinstance(message, WatchFailed):
-                self._rewatch(kvs, state)
-            elif isinstance(message, OutputEnded) and message.status == 0:
-                # Node 0's container has ended.  A status it has left is in etcd by now.
-                item = kvs.get(names.finish_key(self.job_id))
-                if item is None or item.value == jobtree.RUNNING:
-                    raise DiscoveryError(f"{names.node_name(self.job_id, 0)} on {self._hosts[0]} ended early")
-                state[item.key] = item.value
-        return None
+    def _inventory(self, host_specs: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+        run = self._tree.run if self._tree else ""
+        return job_inventory(self._config, self._request.allocation, self._connections, run, host_specs)
 
-    def _rewatch(self, kvs: Kvs, state: dict[str, bytes]) -> None:
-        """Read the tree again and watch from there; etcd may be away for a while."""
-        while True:
-            try:
-                snapshot = kvs.get_prefix(names.job_prefix(self.job_id))
-                self._inbox.watch(kvs.watch_prefix(names.job_prefix(self.job_id), snapshot.revision + 1))
-            except KvsError:
-                self._check_signal()
-                if time.time() > self._deadline:
-                    raise
-                time.sleep(1)
-                continue
-            break
-        if not any(item.key == names.finish_key(self.job_id) for item in snapshot.items):
-            raise KvsError(f"the lease of job {self.job_id} ended; etcd was out of reach for too long")
-        state.update((item.key, item.value) for item in snapshot.items)
-
-    def _renew(self, kvs: Kvs) -> None:
-        """Keep the lease; while etcd is away the agents go on until it ends by itself."""
-        with contextlib.suppress(KvsError):
-            kvs.lease_keepalive(self._lease)
-
-    def _ready(self, state: dict[str, bytes]) -> int:
-        return sum(
-            state.get(names.node_key(self.job_id, index, "READY")) == b"True"
-            for index in range(len(self._hosts))
-        )
-
-    def _overdue(self, state: dict[str, bytes]) -> DockerjobError:
-        if time.time() >= self._deadline:
-            return WallClockError(f"the wall-clock limit of {self._wall_clock} s is reached")
-        waiting = [
-            f"{names.node_name(self.job_id, index)} on {host}"
-            for index, host in enumerate(self._hosts)
-            if state.get(names.node_key(self.job_id, index, "READY")) != b"True"
-        ]
-        limit = self._config.limits.discovery_timeout
-        return DiscoveryError(f"not ready within {limit} s: {', '.join(waiting)}")
-
-    def _follow_output(self) -> subprocess.Popen[bytes]:
-        """Stream node 0's output to ours: both file descriptors are inherited, nothing is copied here."""
-        node = names.node_name(self.job_id, 0)
-        process = subprocess.Popen(
-            self._connections.argv(self._hosts[0], "docker", "logs", "--follow", node),
-            stdin=subprocess.DEVNULL,
-        )
-        self._inbox.follow(process)
-        return process
-
-    def _inventory(self, host_specs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """Build the inventory of a playbook run; without specs it is that of a teardown."""
-        variables = {
-            host: {
-                "ansible_host": self._config.hosts[host].address,
-                "dockerjob_node_spec": dict(host_specs.get(host, {})),
-            }
-            for host in self._hosts
-        }
-        inventory = inventory_of(self._request.allocation, variables)
-        settings = self._config.ansible
-        inventory["all"]["children"]["allocation"]["vars"].update(
-            ansible_user=settings.user,
-            ansible_ssh_private_key_file=settings.private_key,
-            ansible_python_interpreter=settings.python_interpreter,
-            ansible_pipelining=True,
-            ansible_ssh_args=" ".join(["-F", "none", *self._connections.options()]),
-            dockerjob_bridge=self._config.network.bridge,
-        )
-        return inventory
-
-    def _check_signal(self) -> None:
-        if self._inbox.ended_by is not None:
-            raise StoppedError(self._inbox.ended_by)
+    def _keep_alive(self) -> None:
+        if self._presence:
+            self._presence.renew()
 
     # -- the end ------------------------------------------------------------------------
 
     def _take_down(self, kvs: Kvs) -> None:
         """Remove everything; what can't be removed now is said in the report, never raised."""
         results = HostResults()
+        run: PlaybookRun | None = None
         if self._started:
-            results = self._clean_hosts(self._teardown or self._new_teardown())
+            run = self._teardown or self._new_teardown()
+            results = self._clean_hosts(run)
             if self._teardown and not results.returned:
                 # It had waited since COMMAND began, and may have been killed meanwhile.
-                results = self._clean_hosts(self._new_teardown())
+                run = self._new_teardown()
+                results = self._clean_hosts(run)
         self._node_results = results.returned
+        self._complete_output()
+        self._note_lack_of_memory()
         self.report.leftovers += [f"{host}: {reason}" for host, reason in results.failed.items()]
-        try:
-            jobtree.remove_job_tree(kvs, self.job_id)
-            if not results.failed:
-                ipam.release(kvs, self.job_id)
-        except KvsError as error:
-            self.report.leftovers.append(f"etcd: {error}")
+        if self._tree:
+            try:
+                clean_etcd(kvs, self._tree, hosts_are_clean=not results.failed)
+            except KvsError as error:
+                self.report.leftovers.append(f"etcd: {error}")
+        if run:
+            run.join(_END_OF_ANSIBLE)
 
     def _new_teardown(self) -> PlaybookRun:
-        return PlaybookRun(self._directory, "job_teardown.yml", self._config.limits.setup_timeout)
+        return PlaybookRun(self._directory, "job_teardown.yml")
 
     def _clean_hosts(self, run: PlaybookRun) -> HostResults:
-        run.release(self._inventory({}))
-        run.join()
-        return run.results(self._hosts)
+        limit = self._config.limits.setup_timeout
+        return clean_hosts(run, self._inventory(), self._hosts, limit, self._keep_alive)
 
-    def _final_status(self, status: int | None) -> int:
-        if time.time() >= self._deadline:
-            raise WallClockError(f"the wall-clock limit of {self._wall_clock} s is reached")
-        if status is None:
-            raise DiscoveryError("COMMAND left no exit status")
-        return status
+    def _ended_nodes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield, host by host, what the teardown found of each container."""
+        for host in self._hosts:
+            for node in self._node_results.get(host, {}).get("nodes", []):
+                yield host, node
+
+    def _complete_output(self) -> None:
+        """Write what the follower has missed of node 0's last lines."""
+        first = names.node_name(self.job_id, 0)
+        for _, node in self._ended_nodes():
+            if self._output and node["name"] == first and not node["running"]:
+                self._output.complete([base64.b64decode(part) for part in node["last_output_b64"]])
+
+    def _note_lack_of_memory(self) -> None:
+        self.report.notes += [
+            f"{node['name']} on {host} ran out of memory; the kernel killed a process of it"
+            for host, node in self._ended_nodes()
+            if node["oom_killed"]
+        ]
+
+    def _left_status(self) -> int:
+        """Return the exit status that node 0 left on its host, when it could not tell etcd.
+
+        Raises:
+            DiscoveryError: it left none.
+        """
+        for host, node in self._ended_nodes():
+            text = node["exit_status"] or ""
+            if host == self._hosts[0] and text.isascii() and text.isdigit() and int(text) <= 255:
+                return int(text)
+        raise DiscoveryError(
+            f"{names.node_name(self.job_id, 0)} on {self._hosts[0]} ended, and COMMAND left no exit status"
+        )
 
     def explain(self) -> Iterator[str]:
         """Yield the last lines of each node's agent log, for a job that failed before COMMAND."""
-        for host, result in self._node_results.items():
-            for node in result.get("nodes", []):
-                for line in str(node.get("agent_log") or "").splitlines()[-12:]:
-                    yield f"{host}: {line}"
+        for host, node in self._ended_nodes():
+            for line in str(node.get("agent_log") or "").splitlines()[-12:]:
+                yield f"{host}: {line}"
 
 
 def _describe(what: str, failed: dict[str, str]) -> str:

@@ -19,13 +19,15 @@ from typing import Any
 from dockerjob_agent.ssh import ssh_config
 from dockerjob_core import names
 from dockerjob_core.allocation import HostSlots
-from dockerjob_core.errors import PolicyError, RequestError
 from dockerjob_core.ipam import JobNetwork
+from dockerjob_core.jobtree import JobTree
 
 from ..config import Application, Config
 from ..request import JobRequest
+from ..schedulers import command_environment
 from .certificates import ClientCertificate
 from .identity import Identity
+from .policy import is_mounted
 
 _MOUNTED_OVER = (
     ("rw/hosts", "/etc/hosts"),
@@ -39,8 +41,8 @@ _MOUNTED_OVER = (
 class JobPlan:
     """Everything known of a job before a host is asked to do anything.
 
-    ``lease`` is the id of the job's etcd lease, ``deadline`` the end of the wall-clock in
-    seconds since the epoch.
+    ``tree`` is the run in etcd, ``lifetime`` the seconds after which the agents end the job, whatever
+    comes; the broker ends it before, at the end of its wall-clock.
     """
 
     config: Config
@@ -48,8 +50,8 @@ class JobPlan:
     request: JobRequest
     application: Application
     network: JobNetwork
-    lease: int
-    deadline: float
+    tree: JobTree
+    lifetime: float
     certificate: ClientCertificate
 
     @property
@@ -104,13 +106,22 @@ class JobPlan:
             "address": f"{nodes[index]['address']}/{prefix_length}",
             "vlan": self.network.vlan,
             "mtu": network.mtu,
-            "limits": {
-                "shm_size": container.shm_size,
-                "pids": container.pids,
-                "ulimits": [ulimit.model_dump() for ulimit in container.ulimits],
-            },
+            "limits": self._limits(nodes[index]["slots"]),
             "seccomp_profile": container.seccomp_profile,
+            "apparmor_profile": container.apparmor_profile,
             "devices": list(container.devices),
+        }
+
+    def _limits(self, slots: int) -> dict[str, Any]:
+        container = self.config.container
+        memory, cpus = container.memory_per_slot, container.cpus_per_slot
+        return {
+            "memory": None if memory is None else memory * slots,
+            "cpus": None if cpus is None else cpus * slots,
+            "shm_size": container.shm_size,
+            "tmp_size": container.tmp_size,
+            "pids": container.pids,
+            "ulimits": [ulimit.model_dump() for ulimit in container.ulimits],
         }
 
     def _files(self, index: int, nodes: list[dict[str, Any]], prefix_length: int) -> list[dict[str, Any]]:
@@ -123,8 +134,8 @@ class JobPlan:
             "jobdir": self.request.jobdir,
             "hostfile": self.request.hostfile or self.application.hostfile,
             "shell": self.identity.shell,
-            "lease_id": self.lease,
-            "deadline": self.deadline,
+            "lease_id": self.tree.lease_id,
+            "lifetime": round(self.lifetime, 3),
             "discovery_timeout": self.config.limits.discovery_timeout,
             "ssh_port": 2222,
             "verbose": self.request.verbose,
@@ -157,46 +168,10 @@ class JobPlan:
             "USER": self.identity.name,
             "LOGNAME": self.identity.name,
             "SHELL": self.identity.shell,
-            "LSB_JOBID": str(allocation.number),
-            "LSB_JOBINDEX": str(allocation.array_index),
-            "LSB_DJOB_NUMPROC": str(allocation.slots),
+            **command_environment(allocation),
             "DOCKERJOB_JOB": self.job_id,
             "JOBDIR": self.request.jobdir,
         }
-
-
-def is_mounted(config: Config, path: str) -> bool:
-    """Tell whether *path* is a mounted path or lies under one."""
-    return any(PurePosixPath(path).is_relative_to(mount.path) for mount in config.mounts)
-
-
-def choose_application(config: Config, name: str) -> Application:
-    """Look up APPLICATION in the catalogue.
-
-    Raises:
-        RequestError: it isn't there; the message names what is.
-    """
-    application = config.applications.get(name)
-    if application is None:
-        known = ", ".join(sorted(config.applications)) or "none"
-        raise RequestError(f"APPLICATION={name} is not known here; there is: {known}")
-    return application
-
-
-def check_placement(config: Config, request: JobRequest) -> None:
-    """Check that every host is the cluster's and that the containers will see JOBDIR.
-
-    Raises:
-        PolicyError: a host is not in the cluster, or JOBDIR is on no mounted path.
-    """
-    strangers = [host.name for host in request.allocation.hosts if host.name not in config.hosts]
-    if strangers:
-        raise PolicyError(
-            f"host {', '.join(strangers)} is not in this cluster; its administrator adds it with cluster_setup.yml"
-        )
-    if not is_mounted(config, request.jobdir):
-        roots = ", ".join(mount.path for mount in config.mounts)
-        raise PolicyError(f"JOBDIR={request.jobdir} is on no file system that the containers see ({roots})")
 
 
 def _file(name: str, content: bytes, mode: str = "0444", owner: str = "root") -> dict[str, Any]:

@@ -57,15 +57,12 @@ class HostResults:
 class PlaybookRun:
     """One run of a playbook, started now and released later."""
 
-    def __init__(
-        self, directory: Path, playbook: Literal["job_setup.yml", "job_teardown.yml"], timeout: float
-    ):
+    def __init__(self, directory: Path, playbook: Literal["job_setup.yml", "job_teardown.yml"]) -> None:
         """Start ``playbooks/<playbook>``; it waits for its inventory.
 
         Args:
             directory: private directory of the job; the run makes one of its own in it.
             playbook: which one; only its plays tagged ``hosts`` are run.
-            timeout: seconds from its release after which it is ended.
         """
         self._playbook = playbook
         self._private = Path(tempfile.mkdtemp(prefix=f"{Path(playbook).stem}-", dir=directory))
@@ -75,7 +72,6 @@ class PlaybookRun:
         # never sees the end of the pipe before we close it.
         self._pipe = os.open(self._inventory, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         self._cancelled = False
-        self._timeout = timeout
         self._limit = math.inf
         self._status = "unstarted"
         self._results = HostResults()
@@ -84,9 +80,12 @@ class PlaybookRun:
         self._thread = threading.Thread(target=self._run, name=playbook, daemon=True)
         self._thread.start()
 
-    def release(self, inventory: Mapping[str, Any]) -> None:
-        """Hand over the inventory; the tasks start as soon as Ansible has loaded."""
-        self._limit = time.monotonic() + self._timeout
+    def release(self, inventory: Mapping[str, Any], timeout: float) -> None:
+        """Hand over the inventory; the tasks start as soon as Ansible has loaded.
+
+        After *timeout* seconds the run is ended.
+        """
+        self._limit = time.monotonic() + timeout
         document = json.dumps(inventory).encode()
         self._feeder = threading.Thread(target=self._feed, args=(document,), name="inventory", daemon=True)
         self._feeder.start()
@@ -95,7 +94,7 @@ class PlaybookRun:
         """End the run wherever it is; harmless when it has ended."""
         self._cancelled = True
         if self._feeder is None:
-            self.release({})
+            self.release({}, 0)
 
     def _feed(self, document: bytes) -> None:
         """Write to the pipe and close it when all has been read: what is in a closed pipe is lost."""

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-Phase = Literal["check", "prepare", "start", "discovery", "compute", "teardown"]
+Phase = Literal["prepare", "start", "discovery", "compute", "teardown"]
 
 
 @dataclasses.dataclass
@@ -30,6 +30,10 @@ class Report:
     phases: dict[str, float] = dataclasses.field(default_factory=dict)
     status: int | None = None
     error: str = ""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    suspended: float = 0.0
+    run_limit: int | None = None
+    memory_limit: int | None = None
     leftovers: list[str] = dataclasses.field(default_factory=list)
     hosts_detail: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -53,6 +57,9 @@ class Report:
             f"  network      {self.network or 'none'}",
             f"  time         {total:.2f} s: {phases}",
         ]
+        if self.suspended:
+            lines.append(f"  suspended    {self.suspended:.2f} s, in compute")
+        lines += [f"  note         {note}" for note in self.notes]
         lines += [f"  left behind  {leftover}" for leftover in self.leftovers]
         return lines
 

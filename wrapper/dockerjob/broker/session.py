@@ -13,24 +13,32 @@ from pathlib import Path
 
 from ..config import load_config
 from ..request import JobRequest
+from .audit import Audit
 from .identity import caller
 from .inbox import Inbox, Signalled
 from .job import Job
+from .output import say
 from .playbooks import PlaybookRun
 
 NEEDS_EXPLANATION = frozenset((204, 210))
 """Exit statuses for which the agents' last log lines help the user."""
 
 
-def run_job(request: JobRequest, directory: Path, setup: PlaybookRun) -> int:
+def run_job(request: JobRequest, directory: Path, setup: PlaybookRun, audit: Audit) -> int:
     """Lead the job to its end; print its report and add it to the site's log."""
     config = load_config()
-    identity = caller(os.environ, config.minimum_uid)
+    audit.directory = Path(config.log_directory)
+    identity = caller(os.environ, config.minimum_uid, config.minimum_gid)
+    audit.know(user=identity.name)
     inbox = Inbox()
     inbox.listen(sys.stdin.buffer)
     signal.signal(signal.SIGTERM, lambda number, _frame: inbox.put(Signalled(number)))
-    job = Job(config, identity, request, inbox, directory, setup)
+    job = Job(config, identity, request, inbox, directory, setup, audit)
     status = job.run()
+    audit.refused(job.report.error)
+    # Before anything is said: the user may not read it.
+    with contextlib.suppress(OSError):
+        job.report.append_to(Path(config.log_directory) / "jobs.jsonl")
     if status in NEEDS_EXPLANATION:
         for text in job.explain():
             say(f"hpc_submit_dockerjob: {text}")
@@ -38,12 +46,4 @@ def run_job(request: JobRequest, directory: Path, setup: PlaybookRun) -> int:
         say(f"hpc_submit_dockerjob: {job.report.error}")
     for text in job.report.lines():
         say(text)
-    with contextlib.suppress(OSError):
-        job.report.append_to(Path(config.log_directory) / "jobs.jsonl")
     return status
-
-
-def say(line: str) -> None:
-    """Write one line to the user's standard error; a reader that is gone is no reason to stop."""
-    with contextlib.suppress(BrokenPipeError):
-        print(line, file=sys.stderr, flush=True)

@@ -1,34 +1,112 @@
 # Copyright: the hpc.dockerjob authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Batch systems: one adapter each, from the environment of a job to its allocation."""
+"""Batch systems: what the adapters of :mod:`dockerjob_core.schedulers` have in common.
+
+The wrapper reads allocations, and has to start fast; what the broker needs to prove them is
+imported when it does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dockerjob_core import lsf
-from dockerjob_core.allocation import Allocation
-from dockerjob_core.errors import RequestError
+from dockerjob_core import schedulers
+from dockerjob_core.allocation import Allocation, without
+from dockerjob_core.errors import PolicyError, RequestError
+from dockerjob_core.schedulers.base import BatchRecord, BatchSystem, Phase
 
-_Reader = Callable[[Mapping[str, str], Callable[[str], str]], Allocation]
+if TYPE_CHECKING:
+    from ..config import BatchSettings, SystemSettings
 
-_ADAPTERS: dict[str, tuple[Callable[[Mapping[str, str]], bool], _Reader]] = {
-    "lsf": (lsf.is_present, lsf.read_allocation),
-}
+SITE_FILE = Path("/etc/default/dockerjob")
+"""Where a site says, for all of its users, what DOCKERJOB_BATCH is; a user's own variable wins."""
 
 
-def read_allocation(environment: Mapping[str, str]) -> Allocation:
+def read_allocation(environment: Mapping[str, str], site_file: Path = SITE_FILE) -> Allocation:
     """Find the batch system whose job this is and read its allocation.
 
     Raises:
         RequestError: no batch system is recognised, or its variables contradict.
     """
-    for is_present, read in _ADAPTERS.values():
-        if is_present(environment):
-            return read(environment, lambda path: Path(path).read_text(encoding="utf-8"))
-    raise RequestError(
-        "no batch job found in the environment (LSB_JOBID is not set);"
-        " run this from a submit script, e.g. 'bsub < script'"
+    chosen = environment.get(schedulers.OVERRIDE, "") or _site_choice(site_file)
+    return schedulers.read_allocation(
+        environment, lambda path: Path(path).read_text(encoding="utf-8"), chosen
     )
+
+
+def _site_choice(path: Path) -> str:
+    prefix = f"{schedulers.OVERRIDE}="
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith(prefix):
+                return line.removeprefix(prefix).strip()
+    return ""
+
+
+def on_compute_hosts(settings: BatchSettings, allocation: Allocation) -> Allocation:
+    """Leave out the launch nodes that the batch system lists, and that don't compute.
+
+    Raises:
+        RequestError: no host is left.
+    """
+    section = settings.of(allocation.scheduler)
+    if section is None or not section.launch_nodes:
+        return allocation
+    computing = without(allocation, section.launch_nodes)
+    if not computing.hosts:
+        names = ", ".join(host.name for host in allocation.hosts)
+        raise RequestError(f"the job has no host but launch nodes ({names}); ask for compute hosts")
+    return computing
+
+
+def command_environment(allocation: Allocation) -> Mapping[str, str]:
+    """Return the variables of the batch system's that COMMAND gets."""
+    system = schedulers.SYSTEMS.get(allocation.scheduler)
+    return system.command_environment(allocation) if system else {}
+
+
+def meaning_of_status(allocation: Allocation, status: int) -> str:
+    """Say what the batch system takes a job's exit status for; empty if for nothing but a status."""
+    system = schedulers.SYSTEMS.get(allocation.scheduler)
+    return system.statuses.get(status, "") if system else ""
+
+
+def prove(settings: BatchSettings, allocation: Allocation, user: str, uid: int) -> BatchRecord:
+    """Have the batch system confirm that the job runs, is the user's, and holds these hosts and slots.
+
+    Raises:
+        PolicyError: it does not, or this site doesn't have that batch system.
+        BatchError: the batch system could not be asked.
+    """
+    from . import proof
+
+    system, section = _section(settings, allocation)
+    return proof.prove(system, section, proof.Claim(allocation, user, uid))
+
+
+def confirm(settings: BatchSettings, allocation: Allocation, user: str, uid: int) -> Phase:
+    """Have the batch system confirm that a job which was proven still holds its hosts, and say whether it runs.
+
+    Raises:
+        PolicyError: the job has ended, waits again, or holds other hosts.
+        BatchError: the batch system could not be asked, which says nothing.
+    """
+    from . import proof
+
+    system, section = _section(settings, allocation)
+    return proof.confirm(system, section, proof.Claim(allocation, user, uid))
+
+
+def _section(settings: BatchSettings, allocation: Allocation) -> tuple[BatchSystem, SystemSettings]:
+    system = schedulers.SYSTEMS.get(allocation.scheduler)
+    section = settings.of(allocation.scheduler)
+    if system is None or section is None:
+        raise PolicyError(
+            f"jobs of the batch system {allocation.scheduler[:80]!r} can't be proven at this site; "
+            "its administrator sets it up under batch in config.yml"
+        )
+    return system, section

@@ -22,14 +22,28 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from dockerjob_core.errors import DockerjobError, RequestError
+from dockerjob_core.errors import ConfigError, DockerjobError, RequestError
+from dockerjob_core.schedulers import SYSTEMS
 
-from ..request import JobRequest
+from ..request import SERVICE_ACCOUNT, SUDO, JobRequest
 from ..schedulers import read_allocation
 
-SUDO = "/usr/bin/sudo"
-SERVICE_ACCOUNT = "dockerjob"
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SUDO_REFUSES = 1
+"""Exit status of sudo(8) when it refuses; COMMAND's may be the same."""
+
+FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTSTP,
+    signal.SIGCONT,
+)
+"""Signals that the broker knows what to do with.
+
+The wrapper itself does not stop on SIGTSTP: it could not pass on what comes next.
+"""
 
 HELP = """\
 Run COMMAND in Docker containers, one on each host of this batch job.
@@ -46,14 +60,22 @@ and, if you like:
   WALLCLOCK     [hours:]minutes after which the job ends, at most the site's limit
   DOCKERJOB_ENVIRONMENT  names of further variables to pass to COMMAND
   DOCKERJOB_VERBOSE=1    show how the containers find each other, too
+  DOCKERJOB_BATCH        the batch system, where the job looks like one of several: {names}
 
-The hosts and slots come from the batch system (LSF: LSB_MCPU_HOSTS, LSB_DJOB_HOSTFILE,
-LSB_HOSTS).  MPI finds them without any flag; 'ssh <node>' works between the containers.
+The hosts and slots come from the batch system:
+
+{sources}
+
+MPI finds them without any flag; 'ssh <node>' works between the containers.
 
 Exit status: that of COMMAND, 128+n if signal n ended it.  200..205: the request, the
 site's policy or configuration, discovery, or the wall-clock; 210..212: a host, etcd or
-the network pool, where another try may succeed.  See docs/exit-status.md.
-"""
+the network pool, and 213: the batch system, where another try may succeed.  See
+docs/exit-status.md.
+""".format(
+    names=", ".join(SYSTEMS),
+    sources="\n".join(f"  {system.title + ':':13}{system.hosts_from}" for system in SYSTEMS.values()),
+)
 
 
 def main() -> None:
@@ -141,17 +163,23 @@ def call_broker(request: JobRequest) -> int:
     The broker gets a session of its own: a signal to this process group reaches it once,
     through us, and if we are killed it sees the end of its input and takes the job down.
     """
-    broker = Path(sys.executable).parent / "dockerjob-broker"
-    argv = [SUDO, "-n", "-u", SERVICE_ACCOUNT, "--", str(broker)]
+    broker = str(Path(sys.executable).parent / "dockerjob-broker")
+    sudo = [SUDO, "-n", "-u", SERVICE_ACCOUNT]
     try:
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen([*sudo, "--", broker], stdin=subprocess.PIPE, start_new_session=True)
     except OSError as error:
-        raise RequestError(f"can't start {SUDO}: {error.strerror}") from error
+        raise ConfigError(f"can't start {SUDO}: {error.strerror}") from error
     pipe = process.stdin
     assert pipe is not None  # noqa: S101  # stdin=PIPE
     _install_handlers(pipe)
     _send(pipe, request.to_json())
-    return _exit_status(process.wait())
+    status = _exit_status(process.wait())
+    if status == SUDO_REFUSES and subprocess.run([*sudo, "-l", "--", broker], capture_output=True).returncode:
+        raise ConfigError(
+            f"sudo does not let you call the broker on {os.uname().nodename}; "
+            "is this a submit host? cluster_setup.yml installs the rule"
+        )
+    return status
 
 
 def _install_handlers(pipe: IO[bytes]) -> None:

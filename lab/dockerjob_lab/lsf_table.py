@@ -1,0 +1,51 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the lab's LSF knows of its jobs: one root-owned file each, which ``bjobs`` on the hosts reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from .system import write_if_changed
+
+PROGRAM = Path(__file__).with_name("bjobs.py")
+State = Literal["PEND", "RUN", "USUSP", "DONE", "EXIT"]
+
+
+def install(share: Path) -> None:
+    """Put ``bjobs`` where all hosts of the lab find it: ``/share/lsf/bin``."""
+    program = share / "lsf/bin/bjobs"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    write_if_changed(program, PROGRAM.read_text())
+    program.chmod(0o755)
+
+
+def record(
+    share: Path, number: int, index: int, user: str, allocation: Iterable[tuple[str, int]], state: State
+) -> None:
+    """Write what ``bjobs`` says of a job.
+
+    Args:
+        share: the lab's ``/share``, as it is seen from here.
+        number: the job's number.
+        index: its index in an array, 0 if it is none.
+        user: name of its owner.
+        allocation: hosts and slots.
+        state: LSF's word for it.
+    """
+    jobs = share / "lsf/jobs"
+    jobs.mkdir(parents=True, exist_ok=True)
+    document = {
+        "JOBID": str(number),
+        "JOBINDEX": str(index),
+        "STAT": state,
+        "USER": user,
+        "EXEC_HOST": ":".join(f"{slots}*{host}" if slots > 1 else host for host, slots in allocation),
+    }
+    new = jobs / f"{number}_{index}.new"
+    new.write_text(json.dumps(document))
+    new.replace(jobs / f"{number}_{index}.json")
