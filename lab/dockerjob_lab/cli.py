@@ -12,7 +12,7 @@ import shutil
 import sys
 
 from . import cluster, host, inventory, submit
-from .model import DEFAULT_COMPUTE, MAX_COMPUTE, Lab, LabError, check_name, existing, recorded_compute
+from .model import DEFAULT_COMPUTE, MAX_COMPUTE, REPOSITORY, Lab, LabError, check_name, existing, recorded
 from .system import locked, shorten_time_slice
 
 NEEDED = ("ip", "nsenter", "unshare", "tini", "sshd", "ssh-keygen", "nc")
@@ -81,8 +81,9 @@ def _check_machine() -> None:
 
 
 def _wanted_compute(arguments: argparse.Namespace) -> int:
-    recorded = recorded_compute(arguments.name)
-    wanted = arguments.compute if arguments.compute is not None else recorded or DEFAULT_COMPUTE
+    record = recorded(arguments.name)
+    kept = record.compute if record and record.belongs_to(REPOSITORY) else DEFAULT_COMPUTE
+    wanted = arguments.compute if arguments.compute is not None else kept
     if not 1 <= wanted <= MAX_COMPUTE:
         raise LabError(f"--compute {wanted}: must be from 1 to {MAX_COMPUTE}")
     return int(wanted)
@@ -91,7 +92,7 @@ def _wanted_compute(arguments: argparse.Namespace) -> int:
 def _up(arguments: argparse.Namespace) -> int:
     wanted = Lab(arguments.name, _wanted_compute(arguments))
     if arguments.check:
-        changed = cluster.status(wanted).state != "up" or recorded_compute(wanted.name) != wanted.compute
+        changed = cluster.would_change(wanted)
     else:
         shorten_time_slice()
         with locked(wanted.lock):
@@ -126,7 +127,8 @@ def _down(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    found = cluster.status(Lab(arguments.name, recorded_compute(arguments.name) or 0))
+    record = recorded(arguments.name)
+    found = cluster.status(Lab(arguments.name, record.compute if record else 0))
     if arguments.json:
         print(found.as_json())
     else:

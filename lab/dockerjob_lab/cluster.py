@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import cgroups, host, inventory, network, root
-from .model import STATE_ROOT, Lab, LabError, LabHost
+from .model import REPOSITORY, STATE_ROOT, Lab, LabError, LabHost, Record, recorded
 from .system import progress, run, wait_until, write_if_changed
 
 SHARED = {"home": 0o755, "scratch": 0o755, "share": 0o755, "cp": 0o700}
@@ -72,12 +73,42 @@ def up(lab: Lab) -> bool:
     return _write_outputs(lab) or changed or bool(started)
 
 
+def would_change(lab: Lab) -> bool:
+    """Whether :func:`up` has anything to do."""
+    record = recorded(lab.name)
+    return (
+        record is None
+        or not record.belongs_to(REPOSITORY)
+        or record.compute != lab.compute
+        or status(lab).state != "up"
+    )
+
+
+def _remove_strangers(lab: Lab) -> bool:
+    """Remove what another checkout left under this name, unless that is in use; True if it was there."""
+    record = recorded(lab.name)
+    if record is None or record.belongs_to(REPOSITORY):
+        return False
+    running = any(host.init_pid(each) for each in Lab(lab.name, record.compute).hosts)
+    if running and record.belongs_to(Path(record.checkout)):
+        raise LabError(
+            f"the lab {lab.name!r} is in use by {record.checkout}: "
+            f"run `LAB_NAME={lab.name} make lab-down` there, or take another LAB_NAME here"
+        )
+    progress(f"removing a lab {lab.name!r} that is not this checkout's")
+    return _remove_hosts(lab)
+
+
 def _ensure_state(lab: Lab) -> bool:
-    record = json.dumps({"name": lab.name, "compute": lab.compute}) + "\n"
+    changed = _remove_strangers(lab)
+    mark = lab.mark.read_text() if lab.mark.exists() else uuid.uuid4().hex
+    record = Record(lab.name, lab.compute, mark, str(REPOSITORY)).as_json()
     if lab.record.exists():
-        changed = write_if_changed(lab.record, record)
+        changed = write_if_changed(lab.record, record) or changed
     else:
         _make_state(lab, record)
+        lab.output.mkdir(parents=True, exist_ok=True)
+        write_if_changed(lab.mark, mark)
         changed = True
     for name, mode in SHARED.items():
         directory = lab.state / name
@@ -132,6 +163,16 @@ def _write_outputs(lab: Lab) -> bool:
 
 def down(lab: Lab) -> bool:
     """Remove everything of *lab*, whatever of it there is; True if there was anything."""
+    changed = _remove_hosts(lab)
+    if lab.output.is_dir():
+        shutil.rmtree(lab.output)
+        changed = True
+        _remove_if_empty(lab.output.parent)
+    return changed
+
+
+def _remove_hosts(lab: Lab) -> bool:
+    """Remove all of *lab* but what is in the checkout; True if there was anything."""
     changed = False
     for name in sorted(_known_host_names(lab)):
         progress(f"removing {name}")
@@ -156,10 +197,6 @@ def _remove_files(lab: Lab) -> bool:
         lab.state.rmdir()
         changed = True
     _remove_if_empty(STATE_ROOT)
-    if lab.output.is_dir():
-        shutil.rmtree(lab.output)
-        changed = True
-        _remove_if_empty(lab.output.parent)
     return changed
 
 

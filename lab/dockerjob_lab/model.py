@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -156,6 +156,34 @@ class Lab:
         """The Ansible inventory of the lab."""
         return self.output / "inventory.yml"
 
+    @property
+    def mark(self) -> Path:
+        """File in the checkout that tells whether :attr:`state` is its own; see :class:`Record`."""
+        return self.output / "mark"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a lab's state says of itself.
+
+    The certificates of what runs in a lab are in the checkout, so the state is of no use to
+    another one: not to a new clone, nor to a checkout whose ``.lab`` was deleted.
+    """
+
+    name: str
+    compute: int
+    mark: str = ""
+    checkout: str = ""
+
+    def belongs_to(self, checkout: Path) -> bool:
+        """Whether *checkout* has made the lab, and has what goes with it still."""
+        mark = checkout / ".lab" / self.name / "mark"
+        return bool(self.mark) and mark.is_file() and mark.read_text() == self.mark
+
+    def as_json(self) -> str:
+        """Text of the record."""
+        return json.dumps(asdict(self)) + "\n"
+
 
 def check_name(name: str) -> str:
     """Return *name* if a lab can be called so, else raise :class:`LabError`."""
@@ -166,22 +194,20 @@ def check_name(name: str) -> str:
     return name
 
 
-def recorded_compute(name: str) -> int | None:
-    """Number of compute hosts of an existing lab, or None if there is no such lab."""
+def recorded(name: str) -> Record | None:
+    """The record of an existing lab, or None if there is no such lab."""
+    file = Lab(name, 0).record
     try:
-        record = json.loads(Lab(name, 0).record.read_text())
+        return Record(**json.loads(file.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise LabError(
-            f"{Lab(name, 0).record} is damaged ({error}); run: lab.py --name {name} down"
-        ) from error
-    return int(record["compute"])
+    except (TypeError, ValueError) as error:
+        raise LabError(f"{file} is damaged ({error}); run: lab.py --name {name} down") from error
 
 
 def existing(name: str) -> Lab:
     """The lab *name* as it was set up, or :class:`LabError` if it is not there."""
-    compute = recorded_compute(check_name(name))
-    if compute is None:
+    record = recorded(check_name(name))
+    if record is None:
         raise LabError(f"there is no lab {name!r}; run: lab.py --name {name} up")
-    return Lab(name, compute)
+    return Lab(name, record.compute)

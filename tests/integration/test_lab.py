@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +290,55 @@ class TestSubmit:
         assert process.wait(timeout=30) == 128 + signal.SIGUSR2
         assert "sleep 300" not in on_node1("ps", "ax")
         assert "is not running" in lab("kill", number, status=1).stderr
+
+
+class TestOtherCheckouts:
+    """The certificates of what runs in a lab are in a checkout's ``.lab``."""
+
+    pytestmark = pytest.mark.usefixtures("no_lab")
+
+    @pytest.fixture
+    def other(self, tmp_path: Path) -> Path:
+        """A checkout that has made the lab, which is up."""
+        lab("up", "--compute", "1", name=NEIGHBOUR)
+        record = Path(f"/var/lib/dockerjob-lab/{NEIGHBOUR}/lab.json")
+        record.write_text(json.dumps({**json.loads(record.read_text()), "checkout": str(tmp_path)}))
+        output = tmp_path / ".lab" / NEIGHBOUR
+        output.parent.mkdir()
+        (ROOT / ".lab" / NEIGHBOUR).rename(output)
+        return output
+
+    def test_lab_in_use_is_left_alone(self, other: Path) -> None:
+        before = state(name=NEIGHBOUR)["hosts"]
+        refusal = lab("up", name=NEIGHBOUR, status=1).stderr
+        assert f"in use by {other.parent.parent}" in refusal
+        assert f"LAB_NAME={NEIGHBOUR} make lab-down" in refusal
+        assert state(name=NEIGHBOUR)["hosts"] == before
+
+    def test_lab_of_a_checkout_that_is_gone_is_made_anew(self, other: Path) -> None:
+        before = state(name=NEIGHBOUR)["hosts"]
+        lab("exec", "node1", "--", "touch", "/etc/of-old", name=NEIGHBOUR)
+        shutil.rmtree(other)
+        assert changed("up", "--check", name=NEIGHBOUR)
+        assert "not this checkout's" in lab("up", name=NEIGHBOUR).stderr
+        # With the default size: the old one's was the other checkout's wish.
+        assert len(state(name=NEIGHBOUR)["hosts"]) > len(before)
+        lab("exec", "node1", "--", "test", "!", "-e", "/etc/of-old", name=NEIGHBOUR)
+        assert not changed("up", name=NEIGHBOUR)
+
+    def test_lab_of_another_checkout_that_is_not_up_is_made_anew(self, other: Path) -> None:
+        for host in state(name=NEIGHBOUR)["hosts"]:
+            os.kill(host["pid"], signal.SIGKILL)
+        lab("up", "--compute", "1", name=NEIGHBOUR)
+        assert state(name=NEIGHBOUR)["state"] == "up"
+        assert other.exists()
+
+    def test_record_of_an_older_version_is_a_strangers(self) -> None:
+        lab("up", "--compute", "1", name=NEIGHBOUR)
+        record = Path(f"/var/lib/dockerjob-lab/{NEIGHBOUR}/lab.json")
+        record.write_text(json.dumps({"name": NEIGHBOUR, "compute": 1}))
+        assert "not this checkout's" in lab("up", "--compute", "1", name=NEIGHBOUR).stderr
+        assert not changed("up", name=NEIGHBOUR)
 
 
 class TestDown:
