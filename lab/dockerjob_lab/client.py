@@ -147,20 +147,24 @@ class Cluster:
 
     def teardown(self, job_id: str) -> str:
         """Run ``playbooks/job_teardown.yml`` as an admin does, and return its recap."""
-        inventories = [ROOT / ".lab" / self.name / "inventory.yml", ROOT / "inventory/job/hosts.yml"]
-        argv = [str(Path(sys.executable).parent / "ansible-playbook"), "playbooks/job_teardown.yml"]
-        argv += [word for path in inventories for word in ("-i", str(path))]
-        done = subprocess.run(
-            [*argv, "-e", f"dockerjob_job_id={job_id}"],
+        job = str(ROOT / "inventory/job/hosts.yml")
+        done = self.playbook("job_teardown.yml", "-i", job, "-e", f"dockerjob_job_id={job_id}")
+        if done.returncode:
+            raise RuntimeError(f"job_teardown.yml: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def playbook(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a playbook of the collection on the lab's inventory, as an admin does."""
+        argv = [str(Path(sys.executable).parent / "ansible-playbook"), f"playbooks/{name}"]
+        argv += ["-i", str(ROOT / ".lab" / self.name / "inventory.yml"), *arguments]
+        return subprocess.run(
+            argv,
             capture_output=True,
             text=True,
             check=False,
             cwd=ROOT,
             env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".build")},
         )
-        if done.returncode:
-            raise RuntimeError(f"job_teardown.yml: {done.stdout}{done.stderr}")
-        return done.stdout
 
     def kvs(self) -> Kvs:
         """All of etcd, as its administrator sees it through node1's relay."""

@@ -34,6 +34,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .names import host_job_directory
+from .standby import Standby
 from .switch import SwitchWatch
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Guard:
         self._remove: Sequence[str] = ()
         self._watched: tuple[int, str] | None = None
         self._switch: SwitchWatch | None = None
+        self._standby: Standby | None = None
         self._ended = False
         self._loaded = False
         self._dismissed = False
@@ -79,6 +81,7 @@ class Guard:
         self._say({"ready": True})
         while not self._dismissed and self._wait():
             pass
+        self._release_standby()
         if self._options is not None and not self._dismissed:
             self._take_down(self._options)
 
@@ -139,10 +142,18 @@ class Guard:
         if "arm" in command:
             self._options, self._remove = command["arm"], command["remove"]
             self._switch = SwitchWatch(self._options["bridge"])
+            self._standby = Standby(self._options["job_id"], self._options["run"])
         elif "watch" in command:
+            self._release_standby()
             self._watch(command["watch"]["pid"], command["watch"]["id"])
         else:
             self._dismissed = True
+
+    def _release_standby(self) -> None:
+        """Let the set-up's process go, which has done its work or is not needed."""
+        if self._standby:
+            self._standby.release()
+            self._standby = None
 
     def _watch(self, pid: int, container_id: str) -> None:
         """Begin to watch a container; one that has ended already is reported at once."""

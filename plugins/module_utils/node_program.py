@@ -46,7 +46,12 @@ def main() -> None:
 
         json.dump(facts(*sys.argv[2:3]), sys.stdout)
         return
-    from .node_task import perform
+    from .standby import hand_over
 
     task = json.load(sys.stdin)
-    json.dump(perform(task["options"], check_mode=task["check_mode"]), sys.stdout)
+    result = hand_over(task)
+    if result is None:
+        from .node_task import perform
+
+        result = perform(task["options"], check_mode=task["check_mode"])
+    json.dump(result, sys.stdout)

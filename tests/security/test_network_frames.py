@@ -10,18 +10,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import frames
 import pytest
 from dockerjob_core import names
-from dockerjob_lab.client import ROOT, Cluster
+from dockerjob_lab.client import Cluster
 from job_fixtures import job
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
@@ -78,11 +75,7 @@ def _node(cluster: Cluster, host: str, name: str, job_id: str) -> Node:
 
 def apply_role_ovs(cluster: Cluster) -> None:
     """Apply the role as an admin does."""
-    playbook = str(Path(sys.executable).parent / "ansible-playbook")
-    inventory = str(ROOT / ".lab" / cluster.name / "inventory.yml")
-    argv = [playbook, "-i", inventory, "playbooks/cluster_setup.yml", "--tags", "ovs"]
-    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".build")}
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    done = cluster.playbook("cluster_setup.yml", "--tags", "ovs")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -75,12 +75,16 @@ class Host(_Model):
 
 
 class AnsibleSettings(_Model):
-    """The account on the hosts that the playbooks log in to, and its key."""
+    """The account on the hosts that the playbooks log in to, and its key.
+
+    ``kex_algorithms`` is KexAlgorithms of ssh_config(5).
+    """
 
     user: str = "root"
     private_key: AbsolutePath
     known_hosts: AbsolutePath
     connect_timeout: Annotated[int, Field(ge=1, le=300)] = 10
+    kex_algorithms: Annotated[str, Field(pattern=r"^[-+^]?[A-Za-z0-9@.,*?-]+$")] = "^curve25519-sha256"
     python_interpreter: AbsolutePath = "/usr/bin/python3"
 
 

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dockerjob_core.errors import DockerjobError, RequestError
-from dockerjob_core.jobdir import release_readers
 
 from ..query import Query
 from ..request import MAX_REQUEST, JobRequest
@@ -34,6 +33,9 @@ from .process import check_limits, settle
 
 LOCK_PATIENCE = 0.5
 """Seconds that a lock is waited for: somebody may just be looking whether it is held."""
+
+COURTESY = 5
+"""What is added to the niceness of this process when Ansible is under way."""
 
 SETTLED = 60.0
 """Seconds after which a lock that nobody holds is a leftover, not one that is just being taken."""
@@ -145,8 +147,11 @@ def _locked(path: Path) -> int | None:
 
 def remove_abandoned(directory: Path) -> None:
     """Remove the directory of a broker that was killed, and let go an Ansible that still waits there for it."""
-    release_readers(str(directory))
-    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        from dockerjob_core.jobdir import release_readers
+
+        release_readers(str(directory))
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def sweep(base: Path) -> None:
@@ -163,6 +168,8 @@ def sweep(base: Path) -> None:
 def serve(request: JobRequest, directory: Path, audit: Audit) -> int:
     """Run the job, print and record its report."""
     setup = PlaybookRun(directory, "job_setup.yml")
+    # The job starts when Ansible has loaded; and COMMAND's processes, on this same host, come before this one.
+    os.nice(COURTESY)
     try:
         # Ansible loads in a process of its own while these load here: that hides most of a second.
         from .session import run_job

@@ -57,6 +57,7 @@ class Connections:
             "ControlMaster": "no",
             "ControlPath": str(self._directory / "%h"),
             "IdentitiesOnly": "yes",
+            "KexAlgorithms": settings.kex_algorithms,
             "ServerAliveInterval": "15",
             "ServerAliveCountMax": "4",
             "StrictHostKeyChecking": "yes",

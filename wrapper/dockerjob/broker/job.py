@@ -14,6 +14,7 @@ import base64
 import contextlib
 import dataclasses
 import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -52,6 +53,9 @@ from .report import Phase, Report
 _END_OF_OUTPUT = 10.0
 _END_OF_ANSIBLE = 10.0
 _LEASE_SLACK = 5.0
+
+_HEAD_START = 0.3
+"""Seconds of COMMAND in which nothing else of the job takes a processor."""
 
 
 class Job:
@@ -299,9 +303,7 @@ class Job:
             with self._phase("discovery"):
                 status = lead.discovery()
             if status is None:
-                # Loads now and then only waits: so the end of COMMAND need not wait for it.
-                self._teardown = self._new_teardown()
-                with self._phase("compute"):
+                with self._phase("compute"), self._teardown_in_time():
                     status = lead.compute()
             self._output.wait(_END_OF_OUTPUT)
             return status
@@ -341,6 +343,24 @@ class Job:
                 self.report.leftovers.append(f"etcd: {error}")
         if run:
             run.join(_END_OF_ANSIBLE)
+
+    @contextlib.contextmanager
+    def _teardown_in_time(self) -> Iterator[None]:
+        """Have Ansible loaded by the end of COMMAND, and not while that is just beginning.
+
+        It loads for a second, and then only waits.
+        """
+
+        def load() -> None:
+            self._teardown = self._new_teardown()
+
+        loading = threading.Timer(_HEAD_START, load)
+        loading.start()
+        try:
+            yield
+        finally:
+            loading.cancel()
+            loading.join()
 
     def _new_teardown(self) -> PlaybookRun:
         return PlaybookRun(self._directory, "job_teardown.yml")
