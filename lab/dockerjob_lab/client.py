@@ -25,7 +25,11 @@ CONFIG = "/etc/dockerjob/config.yml"
 
 # What the host program, the broker and Docker make for a job, and that nobody else makes.
 LEFT_FILES = "ls -Ad /run/dockerjob/jobs/* /var/lib/dockerjob/run/* 2>/dev/null; true"
-LEFT_CGROUPS = "find /sys/fs/cgroup -path '*/dockerjob-{lab}/{host}/*' -type d -regex '.*/[0-9a-f]+'"
+# What goes away while find looks at it is not left behind.
+LEFT_CGROUPS = (
+    "find /sys/fs/cgroup/dockerjob-{lab}/{host} /sys/fs/cgroup/*/dockerjob-{lab}/{host}"
+    " -type d -regex '.*/[0-9a-f]+' 2>/dev/null; true"
+)
 # Without the reaper, which may have been started anew.
 LEFT_PROCESSES = (
     "ps -ww -o pid=,args= -u alice,bob,dockerjob | grep -v 'gc --watch';pgrep -af 'dockerjob.* guard$'; true"

@@ -115,6 +115,11 @@ class Found:
     exit_code: int | None
     oom_killed: bool
 
+    @property
+    def never_ran(self) -> bool:
+        """Whether the daemon has only created it, or takes it for one that it has only created."""
+        return not self.running and self.exit_code is None
+
 
 def payload(spec: ContainerSpec, extra_digest: str = "") -> Payload:
     """Build the body of the create call, marked with a digest of itself and of *extra_digest*.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import flows, jobdir, names, ovs, port
+from . import flows, jobdir, names, orphans, ovs, port
 from .container import ContainerSpec, Limits, Mount, Payload, Ulimit, payload
 from .errors import HostError
 
@@ -358,6 +358,9 @@ def _remove(
         for found in leftovers.containers:
             attempt(partial(engine.remove, found.id))
     blocked = bool(errors)
+    for found in leftovers.containers:
+        if found.never_ran and not blocked:
+            attempt(partial(orphans.remove, found.id))
     with clock.step("remove port"):
         attempt(partial(port.detach, leftovers.ports, leftovers.links))
         attempt(partial(port.execute, port.plan_detach((), (), port.marks_of(leftovers.flows))))

@@ -9,13 +9,15 @@ import base64
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from dockerjob_core import names
+from dockerjob_core import names, orphans
+from dockerjob_lab import cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +31,7 @@ USER, GROUP = 4711, 4712
 IMAGE = "dockerjob-test:latest"
 TESTS = os.path.dirname(os.path.dirname(__file__))
 NODE = "/run/dockerjob/node"
+SHIM = ("/usr/bin/containerd-shim-runc-v2", "-namespace", "moby", "-id")
 _numbers = itertools.count(7000)
 
 
@@ -334,6 +337,31 @@ class TestAbsent:
             "directory": True,
             "flows": [],
         }
+
+    def test_task_that_docker_has_forgotten(self, host: Host, job: str) -> None:
+        """As a dockerd leaves it that is restarted while it starts a container."""
+        name = f"{job}_node_0"
+        created = host.docker("create", "--name", name, "--label", f"{names.LABEL_JOB}={job}", IMAGE, "true")
+        container = created.strip()
+        groups = [f"{hierarchy}/{container}" for hierarchy in cgroups.hierarchies()]
+        host.run("mkdir", "-p", f"{orphans.RUNC_ROOT}/{container}", *groups)
+        shim = subprocess.Popen(
+            host.inside(
+                "bash",
+                "-c",
+                'exec -a "$0" /usr/bin/python3 -c "import time; time.sleep(600)" "$@"',
+                *SHIM,
+                container,
+            )
+        )
+        try:
+            assert host.module("job_node", {"job_id": job, "state": "absent"})["changed"]
+            assert shim.wait(10) == -signal.SIGKILL
+            assert host.run("ls", "-d", f"{orphans.RUNC_ROOT}/{container}", *groups, check=False).stdout == ""
+        finally:
+            shim.kill()
+            shim.wait()
+            host.run("rmdir", *groups, check=False)
 
     def test_flows_without_port_container_and_files(self, host: Host, job: str) -> None:
         (link,) = host.module("job_node", arguments(job))["diff"]["after"]["ports"]
