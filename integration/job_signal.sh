@@ -18,8 +18,9 @@
 #            The role submit_host puts it in /opt/dockerjob/integration.
 # Fails:     with 1 for arguments that make no sense. A process that is gone is fine.
 # Sources:   IBM, lsb.queues, JOB_CONTROLS: /bin/sh -c, as the job's user, standard streams are the
-#            null device, LSB_JOBPIDS. Grid Engine 8.1.9, queue_conf(5). Seen there: SIGTERM ends a
-#            script's shell at once, and with it the job, whatever its children do.
+#            null device, LSB_JOBPIDS. Grid Engine 8.1.9, queue_conf(5); all three actions were seen
+#            there, by qmod -sj, qmod -usj and qdel. A signal as terminate_method would end a script's
+#            shell, and with it the job, whatever its children do.
 set -u
 PATH=/usr/bin:/bin
 export PATH

@@ -10,12 +10,14 @@
 #            environment. It has no rights of its own and guards nothing.
 # Installed: LSF: JOB_STARTER in lsb.applications or lsb.queues, without "%USRCMD": LSF pastes the
 #            user's text there, and its quotes end those around it. Grid Engine: starter_method of
-#            a queue. The role submit_host puts it in /opt/dockerjob/integration.
+#            a queue is gridengine/starter_method.sh. The role submit_host puts all of it in
+#            /opt/dockerjob/integration.
 # Fails:     with the wrapper's own exit status (docs/exit-status.md); 203 if the wrapper isn't on
 #            this host. What isn't for containers runs as if this weren't here.
 # Sources:   IBM, "JOB_STARTER" and OpenLava 4.0, instrJobStarter1(): the command's words come as
 #            arguments, and of "bsub < script" one, $LSB_JOBFILENAME.shell. Grid Engine 8.1.9,
-#            queue_conf(5), starter_method, and its recorded JOB_SCRIPT.
+#            queue_conf(5), starter_method; seen there: words come as they were submitted, and a
+#            script's name is JOB_SCRIPT, in the spool of sge_execd.
 #
 # A command is for containers if APPLICATION is set, or without --if-asked always; but never if it
 # is the wrapper, or a script that calls the wrapper itself. JOBDIR is the current directory unless
