@@ -18,8 +18,8 @@
 #            The role submit_host puts it in /opt/dockerjob/integration.
 # Fails:     with 1 for arguments that make no sense. A process that is gone is fine.
 # Sources:   IBM, lsb.queues, JOB_CONTROLS: /bin/sh -c, as the job's user, standard streams are the
-#            null device, LSB_JOBPIDS. Grid Engine 8.1.9, queue_conf(5); all three actions were seen
-#            there, by qmod -sj, qmod -usj and qdel. A signal as terminate_method would end a script's
+#            null device, LSB_JOBPIDS. Grid Engine 8.1.9, queue_conf(5). All three actions were seen
+#            there (qmod -sj, qmod -usj, qdel) and in OpenLava 4.0 (bstop, bresume, bkill). A signal as terminate_method would end a script's
 #            shell, and with it the job, whatever its children do.
 set -u
 PATH=/usr/bin:/bin
