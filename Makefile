@@ -43,7 +43,7 @@ images: setup ## build the application images (only what has changed)
 cluster: lab-up images ## apply cluster_setup.yml to the lab
 	@$(BIN)/ansible-playbook -i $(INVENTORY) playbooks/cluster_setup.yml
 
-lint: setup ## ruff, mypy, yamllint, ansible-lint, secrets, advisories
+lint: setup ## ruff, mypy, yamllint, ansible-lint, shellcheck, secrets, advisories
 	@tests/lint.sh
 
 unit: setup ## tests of pure logic

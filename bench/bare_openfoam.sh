@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Runs on node1 of the lab, as root: pitzDaily with the same ranks on the same hosts, but with the
 # hosts' own OpenFOAM (Debian's package, the version of the image) over the hosts' own network. Ranks

@@ -26,7 +26,7 @@ state() {
   python lab/lab.py --name "$LAB_NAME" status --json | python -c '
 import json, sys
 print(json.dumps([[h["name"], h["pid"]] for h in json.load(sys.stdin)["hosts"]]))'
-  find roles plugins playbooks wrapper agent requirements.lock -type f -not -name '*.pyc' -print0 |
+  find roles plugins playbooks wrapper agent integration requirements.lock -type f -not -name '*.pyc' -print0 |
     sort -z | xargs -0 sha256sum
   sha256sum "${DOCKERJOB_LAB_IMAGES:-/var/lib/dockerjob-lab/images}/out/images.json"
 }

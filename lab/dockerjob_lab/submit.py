@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from . import batch, cgroups, host, lsf_table
+from . import batch, cgroups, host, lsf_site, lsf_table
 from .batch import Account, Job, Options
 from .model import HEAD, Lab, LabError, LabHost
 from .system import CLEAN_ENVIRONMENT, locked, progress, wait_until, write_if_changed
@@ -82,6 +82,8 @@ def make_job(
     options = batch.parse(script)
     allocation = batch.allocate(options, _hosts(lab, options, hosts))
     who = account(lab.host_named(allocation[0][0]), user)
+    options, variables = lsf_site.run_esubs(lab.host_named(HEAD), options, who)
+    profile = lsf_site.find_profile(options.application)
     return Job(
         number=number or next_number(lab),
         index=index,
@@ -91,6 +93,9 @@ def make_job(
         directory=directory or who.home,
         submit_host=HEAD,
         stamp=int(time.time()),
+        job_starter=profile.job_starter if profile else "",
+        post_exec=profile.post_exec if profile else "",
+        variables=variables,
     )
 
 
@@ -108,7 +113,7 @@ def _description(job: Job, script: str, extra: Mapping[str, str], *, spool: bool
         "uid": job.account.uid,
         "gid": job.account.gid,
         "directory": job.directory,
-        "environment": {**batch.environment(job), **extra},
+        "environment": {**batch.environment(job), **extra, **job.variables},
         "job_file": job.job_file,
         "files": {
             job.job_file: (batch.job_file(job), 0o700),
@@ -118,6 +123,13 @@ def _description(job: Job, script: str, extra: Mapping[str, str], *, spool: bool
         "spool": {1: output, 2: error if job.options.error else output} if spool else {},
         "deliver": deliver,
     }
+
+
+def _post_exec(first: LabHost, job: Job, description: dict[str, object], status: int) -> None:
+    """Run POST_EXEC, which is no part of the job: bkill doesn't reach it."""
+    told = {**description, "post_exec": job.post_exec, "job_status": status}
+    if job.post_exec:
+        _start(first, first.system_cgroup, told).wait()
 
 
 def _start(first: LabHost, cgroup: str, description: dict[str, object]) -> subprocess.Popen[str]:
@@ -151,11 +163,12 @@ def submit(lab: Lab, job: Job, script: str, extra: Mapping[str, str], *, spool: 
     lsf_table.install(share)
     tell = partial(lsf_table.record, share, job.number, job.index, job.account.name, job.allocation)
     tell("RUN")
-    process: subprocess.Popen[str] | None = None
+    description = _description(job, script, extra, spool=spool)
     status = 1
     try:
-        process = _start(first, cgroup, _description(job, script, extra, spool=spool))
-        status = _wait(process, cgroup)
+        status = _wait(_start(first, cgroup, description), cgroup)
+        # With JOB_INCLUDE_POSTPROC=Y the job runs, for LSF, until this is over.
+        _post_exec(first, job, description, status)
     finally:
         with contextlib.suppress(OSError):  # the lab may have gone down meanwhile
             tell("EXIT" if status else "DONE")

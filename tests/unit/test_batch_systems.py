@@ -17,6 +17,7 @@ import pytest
 from dockerjob.broker import doctor
 from dockerjob.config import BatchSettings
 from dockerjob.schedulers import (
+    array_variables,
     command_environment,
     meaning_of_status,
     on_compute_hosts,
@@ -137,6 +138,14 @@ def test_command_learns_which_job_it_is_and_no_hosts_of_it() -> None:
     assert made["slurm"] == made["pbs"] == {}
 
 
+def test_an_element_of_an_array_learns_of_the_array() -> None:
+    made = {name: array_variables(Allocation(name, 8, 3, HOSTS)) for name in SYSTEMS}
+    assert made["lsf"] == ("LSB_JOBINDEX_STEP", "LSB_JOBINDEX_END")
+    assert made["gridengine"] == ("SGE_TASK_FIRST", "SGE_TASK_LAST", "SGE_TASK_STEPSIZE")
+    assert made["slurm"] == made["pbs"] == ()
+    assert {array_variables(Allocation(name, 8, None, HOSTS)) for name in SYSTEMS} == {()}
+
+
 def test_a_status_that_means_something_to_the_batch_system_is_said() -> None:
     assert "run the job again" in meaning_of_status(Allocation("gridengine", 8, None, HOSTS), 99)
     assert meaning_of_status(Allocation("gridengine", 8, None, HOSTS), 0) == ""
@@ -165,7 +174,13 @@ def test_the_wrapper_loads_no_parser_of_xml_and_none_of_the_brokers_packages() -
 @pytest.mark.parametrize("system", SYSTEMS.values(), ids=list(SYSTEMS))
 def test_what_an_adapter_declares_is_documented(system: Any) -> None:
     section = DOCS.read_text().partition(f"\n## {system.title}\n")[2].partition("\n## ")[0]
-    declared = [*system.variables, *system.programs, *system.options, *map(str, system.statuses)]
+    declared = [
+        *system.variables,
+        *system.array_variables,
+        *system.programs,
+        *system.options,
+        *map(str, system.statuses),
+    ]
     assert [name for name in declared if not re.search(rf"\b{name}\b", section)] == []
     for event, signals in system.signals.items():
         assert f"| {event} | {', '.join(signals)} |" in section, event

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACES = ("agent", "bench", "images", "lab", "plugins", "tests", "wrapper")
+PLACES = ("agent", "bench", "images", "integration", "lab", "plugins", "tests", "wrapper")
 IGNORE = re.compile(r"#\s*(noqa|nosec)\b")
 WITH_REASON = re.compile(r"# noqa: [A-Z]+[0-9]+(, [A-Z]+[0-9]+)* {1,2}(# ?|- |\()?\w.{4,}")
 

@@ -115,6 +115,11 @@ def test_the_environment_of_a_submit_script_becomes_a_request(tmp_path: Path) ->
     assert made.jobdir == str(tmp_path.resolve())
     assert made.wall_clock == 90 * 60
     assert made.environment == {"A": "1", "B": "x y"}
+    array = {"LSB_JOBINDEX": "3", "LSB_JOBINDEX_STEP": "2", "LSB_JOBINDEX_END": "9"}
+    made = request_from_environment(environment(tmp_path, **array))
+    assert made.environment == {"LSB_JOBINDEX_STEP": "2", "LSB_JOBINDEX_END": "9"}
+    made = request_from_environment(environment(tmp_path, **{**array, "LSB_JOBINDEX": "0"}))
+    assert made.environment == {}
     assert made.allocation.slots == 4
 
 

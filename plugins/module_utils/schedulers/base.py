@@ -94,6 +94,7 @@ class BatchSystem:
         signals: per event, the signals that the job's processes get, in this order.
         statuses: exit statuses of a job that mean something to the batch system, and what.
         command_environment: variables for COMMAND that say which job it is.
+        array_variables: further ones of an array's element, which COMMAND gets as they are.
     """
 
     name: str
@@ -110,6 +111,7 @@ class BatchSystem:
     options: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     statuses: Mapping[int, str] = dataclasses.field(default_factory=dict)
     command_environment: Callable[[Allocation], Mapping[str, str]] = lambda allocation: {}
+    array_variables: tuple[str, ...] = ()
 
 
 def whole_number(variable: str, text: str, least: int = 1) -> int:

@@ -242,4 +242,5 @@ SYSTEM = BatchSystem(
         100: "Grid Engine takes this status for an error, and keeps the job in the state Eqw",
     },
     command_environment=command_environment,
+    array_variables=("SGE_TASK_FIRST", "SGE_TASK_LAST", "SGE_TASK_STEPSIZE"),
 )

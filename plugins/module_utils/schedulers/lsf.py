@@ -6,7 +6,8 @@
 The forms of the variables are those of IBM's "Environment variables set for job execution"
 and of recorded jobs: ``LSB_HOSTS`` names a host once per slot and is left out when it would
 reach 4096 characters; ``LSB_MCPU_HOSTS`` is always complete, ends in a blank, and may name a
-host twice; their orders may differ, as multisets they agree.
+host twice; their orders may differ, as multisets they agree.  ``LSB_AFFINITY_HOSTFILE`` and
+``LSB_BIND_CPU_LIST`` are not read: they are about processes that LSF starts on the host.
 
 The proof is what ``bjobs`` says.  Only fields that LSF itself fills in are asked for; a job's
 name or command is the user's text and could imitate anything.  Facts are from IBM's
@@ -59,22 +60,28 @@ def read(environment: Environment, read_file: ReadFile) -> Allocation:
     """Read the allocation from the environment of an LSF job.
 
     Slots come from ``LSB_MCPU_HOSTS``, else the file ``LSB_DJOB_HOSTFILE`` names, else
-    ``LSB_HOSTS``.  The order is that of ``LSB_HOSTS`` where it is set, since its first
-    host is the one the job runs on.
+    ``LSB_HOSTS``; all that are there must say the same.  The order is that of ``LSB_HOSTS``
+    where it is set, since its first host is the one the job runs on.
 
     Raises:
         RequestError: a variable is missing or malformed, or two of them contradict.
     """
-    per_slot = environment.get("LSB_HOSTS", "").split()
-    hosts, source = _hosts(environment, per_slot, read_file)
-    if per_slot:
-        hosts = _in_order(hosts, per_slot, source)
-    given = sum(host.slots for host in hosts)
+    (source, hosts), *others = _all_lists(environment, read_file)
+    counted = _counted(hosts)
+    for other, its in others:
+        if _counted(its) != counted:
+            raise RequestError(f"{other} and {source} name different hosts or slots")
+        hosts = its if other == "LSB_HOSTS" else hosts
+    given = sum(counted.values())
     told = environment.get("LSB_DJOB_NUMPROC", "")
     if told and whole_number("LSB_DJOB_NUMPROC", told) != given:
         raise RequestError(f"LSB_DJOB_NUMPROC is {told}, but {source} gives {given} slots")
     number, index = _identity(environment)
     return Allocation("lsf", number, index, hosts, environment.get("LSB_JOBNAME", ""))
+
+
+def _counted(hosts: tuple[HostSlots, ...]) -> Mapping[str, int]:
+    return {host.name: host.slots for host in hosts}
 
 
 def _identity(environment: Environment) -> tuple[int, int | None]:
@@ -88,37 +95,51 @@ def _identity(environment: Environment) -> tuple[int, int | None]:
             raise RequestError(
                 f"LSB_BATCH_JID is {full[:80]!r}, but LSB_JOBID is {number} and LSB_JOBINDEX {index or 0}"
             )
+    # A job that an element of an array submits inherits the array's variables.
+    last = environment.get("LSB_JOBINDEX_END", "") if index else ""
+    if index and last and whole_number("LSB_JOBINDEX_END", last) < index:
+        raise RequestError(f"LSB_JOBINDEX is {index}, but LSB_JOBINDEX_END is {last}")
     return number, index
 
 
-def _hosts(
-    environment: Environment, per_slot: list[str], read_file: ReadFile
-) -> tuple[tuple[HostSlots, ...], str]:
+def _all_lists(environment: Environment, read_file: ReadFile) -> list[tuple[str, tuple[HostSlots, ...]]]:
+    """Return what each variable says that is there, the one that slots come from first."""
+    found = []
     counts = environment.get("LSB_MCPU_HOSTS", "").split()
     if counts:
-        if len(counts) % 2:
-            raise RequestError("LSB_MCPU_HOSTS is not a list of pairs 'host slots'")
-        pairs = zip(counts[::2], counts[1::2], strict=True)
-        return (
-            merge_hosts(((host, whole_number("LSB_MCPU_HOSTS", n)) for host, n in pairs), "LSB_MCPU_HOSTS"),
-            "LSB_MCPU_HOSTS",
-        )
-    path = environment.get("LSB_DJOB_HOSTFILE", "")
-    if path:
-        lines = read_named_file("LSB_DJOB_HOSTFILE", path, read_file)
-        return hosts_per_line("LSB_DJOB_HOSTFILE", lines), "LSB_DJOB_HOSTFILE"
-    if not per_slot:
+        found.append(("LSB_MCPU_HOSTS", _pairs(counts)))
+    lines = _hostfile(environment, read_file, needed=not counts)
+    if lines is not None:
+        found.append(("LSB_DJOB_HOSTFILE", hosts_per_line("LSB_DJOB_HOSTFILE", lines)))
+    per_slot = environment.get("LSB_HOSTS", "").split()
+    if per_slot:
+        found.append(("LSB_HOSTS", hosts_per_line("LSB_HOSTS", per_slot)))
+    if not found:
         raise RequestError(
             "none of LSB_MCPU_HOSTS, LSB_DJOB_HOSTFILE and LSB_HOSTS is set; is this running inside an LSF job?"
         )
-    return hosts_per_line("LSB_HOSTS", per_slot), "LSB_HOSTS"
+    return found
 
 
-def _in_order(hosts: tuple[HostSlots, ...], per_slot: list[str], source: str) -> tuple[HostSlots, ...]:
-    if Counter({host.name: host.slots for host in hosts}) != Counter(per_slot):
-        raise RequestError(f"LSB_HOSTS and {source} name different hosts or slots")
-    first_seen = {name: place for place, name in reversed(list(enumerate(per_slot)))}
-    return tuple(sorted(hosts, key=lambda host: first_seen[host.name]))
+def _hostfile(environment: Environment, read_file: ReadFile, *, needed: bool) -> list[str] | None:
+    """Return the lines of the file, None if there is none; unless *needed*, it may be out of reach or empty."""
+    path = environment.get("LSB_DJOB_HOSTFILE", "")
+    if not path:
+        return None
+    try:
+        lines = read_named_file("LSB_DJOB_HOSTFILE", path, read_file)
+    except RequestError:
+        if needed:
+            raise
+        return None
+    return lines if needed or any(line.strip() for line in lines) else None
+
+
+def _pairs(counts: list[str]) -> tuple[HostSlots, ...]:
+    if len(counts) % 2:
+        raise RequestError("LSB_MCPU_HOSTS is not a list of pairs 'host slots'")
+    pairs = zip(counts[::2], counts[1::2], strict=True)
+    return merge_hosts(((host, whole_number("LSB_MCPU_HOSTS", n)) for host, n in pairs), "LSB_MCPU_HOSTS")
 
 
 def questions(allocation: Allocation, user: str, settings: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
@@ -206,6 +227,7 @@ SYSTEM = BatchSystem(
     variables=(
         "LSB_JOBID",
         "LSB_JOBINDEX",
+        "LSB_JOBINDEX_END",
         "LSB_BATCH_JID",
         "LSB_JOBNAME",
         "LSB_HOSTS",
@@ -229,4 +251,5 @@ SYSTEM = BatchSystem(
         "run limit": ("SIGUSR2", "SIGINT", "SIGTERM", "SIGKILL"),
     },
     command_environment=command_environment,
+    array_variables=("LSB_JOBINDEX_STEP", "LSB_JOBINDEX_END"),
 )

@@ -4,7 +4,8 @@
 #
 # build_release.sh SOURCE PYTHON ARCHIVE: packs what a submit host needs into one archive,
 # so that the host needs no package index and no compiler: wheels of the locked requirements
-# and of the project, the collection, and the script that installs them.
+# and of the project, the collection, the files for the batch system, and the script that
+# installs them.
 set -euo pipefail
 source=$1 python=$2 archive=$3
 
@@ -34,6 +35,7 @@ cp "$lock" "$(dirname "$0")/install_release.sh" "$work/release"
 collection=$work/release/ansible_collections/hpc/dockerjob
 mkdir -p "$collection"
 mkdir "$collection/playbooks"
+cp -R "$source/integration" "$work/release"
 cp -R "$source"/{galaxy.yml,meta,plugins} "$collection"
 cp "$source"/playbooks/job_*.yml "$collection/playbooks"
 # What tools left in the checkout.

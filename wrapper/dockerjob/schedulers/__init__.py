@@ -69,6 +69,12 @@ def command_environment(allocation: Allocation) -> Mapping[str, str]:
     return system.command_environment(allocation) if system else {}
 
 
+def array_variables(allocation: Allocation) -> tuple[str, ...]:
+    """Return the names of the variables that say more of an array's element, which COMMAND gets too."""
+    system = schedulers.SYSTEMS.get(allocation.scheduler)
+    return system.array_variables if system and allocation.array_index is not None else ()
+
+
 def meaning_of_status(allocation: Allocation, status: int) -> str:
     """Say what the batch system takes a job's exit status for; empty if for nothing but a status."""
     system = schedulers.SYSTEMS.get(allocation.scheduler)

@@ -26,7 +26,7 @@ from dockerjob_core.errors import ConfigError, DockerjobError, RequestError
 from dockerjob_core.schedulers import SYSTEMS
 
 from ..request import SERVICE_ACCOUNT, SUDO, JobRequest
-from ..schedulers import read_allocation
+from ..schedulers import array_variables, read_allocation
 
 SUDO_REFUSES = 1
 """Exit status of sudo(8) when it refuses; COMMAND's may be the same."""
@@ -119,13 +119,15 @@ def request_from_environment(environment: Mapping[str, str]) -> JobRequest:
     missing = [name for name in passed if name not in environment]
     if missing:
         raise RequestError(f"DOCKERJOB_ENVIRONMENT names {missing[0]}, which is not set")
+    allocation = read_allocation(environment)
+    names = ("OMP_NUM_THREADS", *array_variables(allocation), *passed)
     return JobRequest(
-        allocation=read_allocation(environment),
+        allocation=allocation,
         application=environment["APPLICATION"].strip(),
         command=os.fsencode(environment["COMMAND"]),
         jobdir=resolve_jobdir(environment["JOBDIR"]),
         hostfile=environment.get("HOSTFILE") or None,
-        environment={name: environment[name] for name in ("OMP_NUM_THREADS", *passed) if name in environment},
+        environment={name: environment[name] for name in names if name in environment},
         wall_clock=parse_wall_clock(environment.get("WALLCLOCK", "")),
         verbose=environment.get("DOCKERJOB_VERBOSE", "") not in ("", "0"),
     )
