@@ -83,7 +83,8 @@ def write_if_changed(path: Path, text: str, mode: int = 0o644) -> bool:
             return False
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
+    # Jobs that are submitted at the same time write the same files.
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_text(text)
     new.chmod(mode)
     new.replace(path)
