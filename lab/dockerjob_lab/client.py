@@ -147,11 +147,18 @@ class Cluster:
 
     def teardown(self, job_id: str) -> str:
         """Run ``playbooks/job_teardown.yml`` as an admin does, and return its recap."""
-        inventories = [ROOT / ".lab" / self.name / "inventory.yml", ROOT / "inventory/job/hosts.yml"]
-        argv = [str(Path(sys.executable).parent / "ansible-playbook"), "playbooks/job_teardown.yml"]
-        argv += [word for path in inventories for word in ("-i", str(path))]
+        return self._playbook("job_teardown.yml", "inventory/job/hosts.yml", f"dockerjob_job_id={job_id}")
+
+    def bring_up_slurm(self) -> None:
+        """Run ``playbooks/lab_slurm.yml``; a Slurm that is up already stays as it is."""
+        self._playbook("lab_slurm.yml")
+
+    def _playbook(self, name: str, inventory: str = "", variable: str = "") -> str:
+        inventories = [f".lab/{self.name}/inventory.yml", *([inventory] if inventory else [])]
+        argv = [str(Path(sys.executable).parent / "ansible-playbook"), f"playbooks/{name}"]
+        argv += [word for path in inventories for word in ("-i", str(ROOT / path))]
         done = subprocess.run(
-            [*argv, "-e", f"dockerjob_job_id={job_id}"],
+            [*argv, *(["-e", variable] if variable else [])],
             capture_output=True,
             text=True,
             check=False,
@@ -159,7 +166,7 @@ class Cluster:
             env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".build")},
         )
         if done.returncode:
-            raise RuntimeError(f"job_teardown.yml: {done.stdout}{done.stderr}")
+            raise RuntimeError(f"{name}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def kvs(self) -> Kvs:

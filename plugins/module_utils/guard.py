@@ -17,6 +17,7 @@ Lines of JSON that it reads::
     {"arm": {…}, "remove": […]}     for when the broker dies: options of job_node, state absent, and
                                     files of the broker's own on its host
     {"watch": {"pid": …, "id": …}}  say when this container's first process has ended
+    {"adopt": {"pid": …, …}}        take the broker, if it is on this host, out of the job's cgroup
     {"end": true}                   all is well: go
 
 and writes: ``{"ready": true}`` at the start, ``{"ended": ID}`` for the container.
@@ -33,6 +34,8 @@ import syslog
 import time
 from typing import TYPE_CHECKING, Any
 
+from .adoption import adopt
+from .errors import HostError
 from .names import host_job_directory
 from .switch import SwitchWatch
 
@@ -141,8 +144,17 @@ class Guard:
             self._switch = SwitchWatch(self._options["bridge"])
         elif "watch" in command:
             self._watch(command["watch"]["pid"], command["watch"]["id"])
+        elif "adopt" in command:
+            self._adopt(command["adopt"])
         else:
             self._dismissed = True
+
+    def _adopt(self, broker: Mapping[str, Any]) -> None:
+        """Take the broker out of the job's cgroup; where that can't be, it stays, and goes when its job does."""
+        try:
+            adopt(broker)
+        except HostError as error:
+            self._log(syslog.LOG_WARNING, str(error))
 
     def _watch(self, pid: int, container_id: str) -> None:
         """Begin to watch a container; one that has ended already is reported at once."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import tenacity
-from dockerjob_core import node_program
+from dockerjob_core import adoption, node_program
 from dockerjob_core.errors import HostError
 
 from ..config import Config
@@ -83,6 +83,13 @@ class Connections:
         failed = [f"{host}: {reason}" for host, reason in results.items() if reason]
         if failed:
             raise HostError(f"can't reach {len(failed)} of {len(results)} hosts by ssh: {'; '.join(failed)}")
+
+    def leave_job(self) -> None:
+        """Have the first host's guard take this process and its children out of the job's cgroup, if it runs there.
+
+        What the batch system does to the job does not hit them from then on.
+        """
+        self._tell(self._hosts[0], {"adopt": adoption.identity()})
 
     def _open(self, host: str) -> str:
         """Connect to *host*, again where its sshd is only too busy; return why it can't be, or nothing."""
