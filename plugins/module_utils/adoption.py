@@ -1,10 +1,10 @@
 # Copyright: the hpc.dockerjob authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A guard takes the broker on its host out of the job's cgroup, and into its own.
+"""A guard takes the broker on its host out of the job's cgroup, into its own, and looks whether the job is frozen.
 
 Batch systems that track a job by its cgroup (Slurm's proctrack/cgroup, LSF with
-LSF_PROCESS_TRACKING) stop and kill all that is in there.  The broker can't leave by itself, for
+LSF_PROCESS_TRACKING) freeze and kill all that is in there.  The broker can't leave by itself, for
 cgroups are root's; the guard, which sshd has started, is outside, and is root.
 """
 
@@ -23,6 +23,26 @@ if TYPE_CHECKING:
 ROUNDS = 10
 """Looks at a cgroup until none is left there: a process may fork between being seen and being moved."""
 
+FREEZERS = {"freezer": "freezer.state", "": "cgroup.events"}
+"""Files that say so, by hierarchy: where there is one of v1, that is the one that batch systems use."""
+
+
+@dataclass(frozen=True)
+class Freezer:
+    """Where the kernel says whether a cgroup is frozen, by itself or by one above it."""
+
+    path: str
+
+    def frozen(self) -> bool | None:
+        """Tell whether it is; None when there is no such cgroup any more."""
+        try:
+            with open(self.path, encoding="ascii") as file:
+                # "FROZEN" in freezer.state (v1), "frozen 1" among the lines of cgroup.events (v2).
+                text = file.read()
+        except OSError:
+            return None
+        return text.startswith("FROZEN") or "frozen 1\n" in text
+
 
 @dataclass(frozen=True)
 class _Stat:
@@ -38,34 +58,36 @@ def identity() -> dict[str, Any]:
     return {"pid": os.getpid(), **_marks(os.getpid())}
 
 
-def adopt(who: Mapping[str, Any]) -> int:
+def adopt(who: Mapping[str, Any]) -> Freezer | None:
     """Move the process *who*, and all of its account in the same cgroups, into this process's own.
 
     Args:
         who: as :func:`identity` says; one that is not on this host is none of ours.
 
     Returns:
-        how many were moved, counted per hierarchy.
+        where the job's cgroup says whether it is frozen; None if the process was in none of its own.
 
     Raises:
         HostError: the kernel refuses it.
     """
     pid = int(who["pid"])
+    freezers: dict[str, Freezer] = {}
     try:
         if who != {"pid": pid, **_marks(pid)}:
-            return 0
+            return None
         account = _account(pid)
         own, theirs = _memberships("self"), _memberships(str(pid))
-        moved = 0
         for hierarchy, mount in _mounts(own).items():
             there, here = theirs.get(hierarchy), own[hierarchy]
             if there is not None and there != here:
-                moved += _move(f"{mount}{there}", f"{mount}{here}", account)
+                _move(f"{mount}{there}", f"{mount}{here}", account)
+                if hierarchy in FREEZERS:
+                    freezers[hierarchy] = Freezer(f"{mount}{there}/{FREEZERS[hierarchy]}")
     except (FileNotFoundError, ProcessLookupError):
-        return 0  # it has ended
+        return None  # it has ended
     except OSError as error:
         raise HostError(f"can't take the broker out of the job's cgroup: {error}") from error
-    return moved
+    return next((freezers[name] for name in FREEZERS if name in freezers), None)
 
 
 def _marks(pid: int) -> dict[str, Any]:
@@ -112,8 +134,7 @@ def _mounts(hierarchies: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _move(source: str, target: str, account: int) -> int:
-    moved = 0
+def _move(source: str, target: str, account: int) -> None:
     for _ in range(ROUNDS):
         found = _brokers(f"{source}/cgroup.procs", account)
         if not found:
@@ -121,8 +142,6 @@ def _move(source: str, target: str, account: int) -> int:
         for pid in found:
             with suppress(ProcessLookupError), open(f"{target}/cgroup.procs", "w", encoding="ascii") as file:
                 file.write(str(pid))
-                moved += 1
-    return moved
 
 
 def _brokers(procs: str, account: int) -> list[int]:

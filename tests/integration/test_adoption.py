@@ -30,7 +30,12 @@ print(json.dumps([identity(), child.pid]), flush=True)
 sys.stdin.read()
 child.kill()
 """
-ADOPT = "import json, sys; from dockerjob_core.adoption import adopt; print(adopt(json.loads(sys.argv[1])))"
+ADOPT = """
+import json, sys
+from dockerjob_core.adoption import adopt
+freezer = adopt(json.loads(sys.argv[1]))
+print(freezer.path if freezer else "")
+"""
 
 
 def started(cgroup: str, *argv: str, uid: int = 0) -> subprocess.Popen[str]:
@@ -58,9 +63,10 @@ def broker() -> Iterator[tuple[dict[str, Any], set[int]]]:
     cgroups.remove("/dockerjob-adoption")
 
 
-def adopted(who: dict[str, Any]) -> int:
+def adopted(who: dict[str, Any]) -> str:
+    """Have a guard adopt *who*; return where it would look whether the job is frozen."""
     out, _ = started(GUARD, sys.executable, "-c", ADOPT, json.dumps(who)).communicate(timeout=30)
-    return int(out)
+    return out.strip()
 
 
 def test_the_broker_and_its_children_leave_and_the_users_processes_stay(
@@ -70,10 +76,12 @@ def test_the_broker_and_its_children_leave_and_the_users_processes_stay(
     users = started(JOB, "sleep", "60", uid=USER)
     roots = started(JOB, "sleep", "60")
     try:
-        assert adopted(who) == len(brokers) * len(cgroups.hierarchies())
+        path = adopted(who)
         assert cgroups.processes(GUARD) == brokers
         assert cgroups.processes(JOB) == {users.pid, roots.pid}
-        assert adopted(who) == 0
+        assert JOB in path
+        # Once it has left, there is nothing to do.
+        assert adopted(who) == ""
     finally:
         for process in (users, roots):
             process.kill()
@@ -85,7 +93,7 @@ def test_a_process_of_the_same_number_on_another_host_is_left_alone(
     broker: tuple[dict[str, Any], set[int]], change: dict[str, Any]
 ) -> None:
     who, brokers = broker
-    assert adopted({**who, **change}) == 0
+    assert adopted({**who, **change}) == ""
     assert cgroups.processes(JOB) == brokers
 
 
@@ -97,7 +105,7 @@ def test_the_sudo_that_started_the_broker_comes_along_and_no_other() -> None:
     try:
         assert wait_until(lambda: len(cgroups.processes(JOB)) == 4, 10)
         [broker] = _children(ours.pid)
-        assert adopted({"pid": broker, **adoption._marks(broker)}) == 2 * len(cgroups.hierarchies())
+        assert JOB in adopted({"pid": broker, **adoption._marks(broker)})
         assert cgroups.processes(GUARD) == {ours.pid, broker}
         assert other.pid in cgroups.processes(JOB)
     finally:
@@ -109,3 +117,28 @@ def test_the_sudo_that_started_the_broker_comes_along_and_no_other() -> None:
 
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_job_that_is_frozen_and_thawed_or_gone_is_seen(broker: tuple[dict[str, Any], set[int]]) -> None:
+    freezer = adoption.Freezer(adopted(broker[0]))
+    users = started(JOB, "sleep", "60", uid=USER)
+    try:
+        # By the cgroup above it, as a batch system does.
+        assert freezer.frozen() is False
+        freeze("/dockerjob-adoption", frozen=True)
+        assert wait_until(lambda: freezer.frozen() is True, 5)
+        freeze("/dockerjob-adoption", frozen=False)
+        assert wait_until(lambda: freezer.frozen() is False, 5)
+    finally:
+        users.kill()
+        users.communicate()
+    cgroups.remove(JOB)
+    assert freezer.frozen() is None
+
+
+def freeze(cgroup: str, *, frozen: bool) -> None:
+    for hierarchy in cgroups.hierarchies():
+        for name, words in (("freezer.state", ("THAWED", "FROZEN")), ("cgroup.freeze", ("0", "1"))):
+            file = hierarchy / cgroup.strip("/") / name
+            if file.exists():
+                file.write_text(words[frozen])

@@ -275,6 +275,7 @@ class Job:
             self._connections.watch(
                 {host: (container["pid"], container["id"]) for host, container in containers.items()},
                 lambda host, there: self._inbox.put(NodeEnded(host, there)),
+                lambda now: self._inbox.put(Suspended(now)),
             )
 
     # -- discovery and compute ----------------------------------------------------------
