@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 from .adoption import Freezer, adopt
 from .errors import HostError
 from .names import host_job_directory
+from .release import announce
 from .switch import SwitchWatch
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Guard:
         self._switch: SwitchWatch | None = None
         self._freezer: Freezer | None = None
         self._frozen = False
+        self._announced = ""
         self._heard = time.monotonic()
         self._ended = False
         self._loaded = False
@@ -92,6 +94,9 @@ class Guard:
             pass
         if self._options is not None and not self._dismissed:
             self._take_down(self._options)
+        if self._announced:
+            with contextlib.suppress(OSError):
+                os.unlink(self._announced)
 
     def _wait(self) -> bool:
         """Wait for the broker, the container or the switch; False when the broker is gone."""
@@ -163,6 +168,8 @@ class Guard:
     def _obey(self, command: Mapping[str, Any]) -> None:
         if "arm" in command:
             self._options, self._remove = command["arm"], command["remove"]
+            with contextlib.suppress(OSError):  # only an epilog would miss it
+                self._announced = announce(self._options["job_id"], self._options["runtime_root"])
             self._switch = SwitchWatch(self._options["bridge"])
         elif "watch" in command:
             self._watch(command["watch"]["pid"], command["watch"]["id"])

@@ -18,8 +18,16 @@ from dockerjob_core import node_task
 from dockerjob_core.adoption import Freezer
 from dockerjob_core.errors import HostError
 from dockerjob_core.guard import Guard
+from dockerjob_core.release import is_guarded
+from dockerjob_lab.system import wait_until
 
-OPTIONS = {"job_id": "7", "state": "absent", "run": "1f", "bridge": "br-job"}
+OPTIONS = {
+    "job_id": "7",
+    "state": "absent",
+    "run": "1f",
+    "bridge": "br-job",
+    "runtime_root": "/proc/no-such-place",
+}
 
 
 class Broker:
@@ -77,6 +85,13 @@ def test_it_takes_the_node_down_when_the_broker_dies(broker: Broker, tmp_path: P
     broker.die()
     assert broker.performed == [OPTIONS]
     assert not own.exists()
+
+
+def test_it_shows_that_it_stands_by_until_it_goes(broker: Broker, tmp_path: Path) -> None:
+    broker.tell(arm={**OPTIONS, "runtime_root": str(tmp_path)}, remove=[])
+    assert wait_until(lambda: is_guarded("7", str(tmp_path)), 5)
+    broker.die()
+    assert list((tmp_path / "guards").iterdir()) == []
 
 
 def test_a_takedown_that_fails_is_tried_again(broker: Broker) -> None:

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dockerjob_core import node_task
 from dockerjob_core import release as module
-from dockerjob_core.release import release
+from dockerjob_core.release import announce, is_guarded, release
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def performed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str,
     (tmp_path / "jobs").mkdir()
     monkeypatch.setattr(module, "RUNTIME_ROOT", str(tmp_path))
     monkeypatch.setattr(module, "INTERVAL", 0.01)
-    monkeypatch.setattr(module, "perform", perform)
+    monkeypatch.setattr(node_task, "perform", perform)
     return done
 
 
@@ -61,3 +63,33 @@ def test_what_stays_is_removed_and_what_can_not_be_is_said(
 def test_what_is_no_job_id_is_no_path(performed: list[dict[str, Any]], job_id: str) -> None:
     with pytest.raises(ValueError, match="not a job id"):
         release(job_id, "br-job", 0)
+
+
+def test_a_job_that_is_still_led_is_waited_for_though_nothing_is_here_yet(
+    performed: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = announce("7", str(tmp_path))
+    # Another file description is another owner of the lock.
+    assert is_guarded("7", str(tmp_path))
+    assert not is_guarded("77", str(tmp_path))
+    threading.Timer(0.2, os.unlink, [path]).start()
+    begin = time.monotonic()
+    assert release("7", "br-job", 10) == ""
+    assert 0.15 < time.monotonic() - begin < 5
+    assert performed == []
+
+
+def test_the_file_of_a_guard_that_was_killed_is_none(performed: list[dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "guards").mkdir()
+    (tmp_path / "guards/7.1234").touch()
+    assert release("7", "br-job", 10) == ""
+    assert list((tmp_path / "guards").iterdir()) == []
+
+
+def test_a_guard_of_a_clean_host_does_not_hold_it_up_for_ever(
+    performed: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Its broker may wait for another host of the job, one that is gone."""
+    announce("7", str(tmp_path))
+    assert release("7", "br-job", 0) == ""
+    assert performed == []
