@@ -11,7 +11,7 @@ export LAB_NAME
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build
 export PATH := $(CURDIR)/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
-.PHONY: help setup demo test lab-up lab-down lab-status clean images cluster lint unit integration molecule e2e security soak bench
+.PHONY: help setup demo test lab-up lab-down lab-status clean images cluster slurm lint unit integration molecule e2e security soak bench
 
 help: ## show this help
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,9 @@ images: setup ## build the application images (only what has changed)
 
 cluster: lab-up images ## apply cluster_setup.yml to the lab
 	@$(BIN)/ansible-playbook -i $(INVENTORY) playbooks/cluster_setup.yml
+
+slurm: ## run Slurm on the lab's hosts, which must be a set-up cluster
+	@$(BIN)/ansible-playbook -i $(INVENTORY) playbooks/lab_slurm.yml
 
 lint: setup ## ruff, mypy, yamllint, ansible-lint, shellcheck, secrets, advisories
 	@tests/lint.sh

@@ -157,6 +157,12 @@ class Cluster:
             raise RuntimeError(f"job_teardown.yml: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def bring_up_slurm(self) -> None:
+        """Run ``playbooks/lab_slurm.yml``; a Slurm that is up already stays as it is."""
+        done = self.playbook("lab_slurm.yml")
+        if done.returncode:
+            raise RuntimeError(f"lab_slurm.yml: {done.stdout}{done.stderr}")
+
     def playbook(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a playbook of the collection on the lab's inventory, as an admin does."""
         argv = [str(Path(sys.executable).parent / "ansible-playbook"), f"playbooks/{name}"]

@@ -26,7 +26,7 @@ SITE: Mapping[str, object] = {
     "submit_host_install_shared": True,
     "submit_host_bin_dir": "/share/bin",
     # All hosts of a lab share one machine's cores: a rank that waits must not spin.
-    "submit_host_batch": {"lsf": {"bjobs": "/share/lsf/bin/bjobs"}},
+    "submit_host_batch": {"lsf": {"bjobs": "/share/lsf/bin/bjobs"}, "slurm": {"squeue": "/usr/bin/squeue"}},
     "submit_host_container": {
         "seccomp_profile": "/etc/dockerjob/seccomp.json",
         "environment": {"OMPI_MCA_mpi_yield_when_idle": "1"},

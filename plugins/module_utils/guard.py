@@ -10,16 +10,19 @@ takes the node down.  The other way round, it tells the broker that the node's c
 ended, and its connection's end tells that the host is gone.
 
 Besides, it sees to the job's network: when ovs-vswitchd is started anew, it puts the flows
-back, see :mod:`.switch`.  It sleeps in poll(2) and costs nothing while the job computes.
+back, see :mod:`.switch`.  It sleeps in poll(2) while the job computes; the one on the first host looks once a second at the job's cgroup.
 
 Lines of JSON that it reads::
 
     {"arm": {…}, "remove": […]}     for when the broker dies: options of job_node, state absent, and
                                     files of the broker's own on its host
     {"watch": {"pid": …, "id": …}}  say when this container's first process has ended
+    {"adopt": {"pid": …, …}}        take the broker, if it is on this host, out of the job's cgroup, and say when
+                                    that is frozen
     {"end": true}                   all is well: go
 
-and writes: ``{"ready": true}`` at the start, ``{"ended": ID}`` for the container.
+and writes: ``{"ready": true}`` at the start, ``{"ended": ID}`` for the container, ``{"suspended": true}``
+and ``false`` for the job's cgroup.
 """
 
 from __future__ import annotations
@@ -33,8 +36,11 @@ import syslog
 import time
 from typing import TYPE_CHECKING, Any
 
+from .adoption import Freezer, adopt
+from .errors import HostError
 from .names import host_job_directory
 from .standby import Standby
+from .release import announce
 from .switch import SwitchWatch
 
 if TYPE_CHECKING:
@@ -49,6 +55,9 @@ QUIET = 5.0
 
 MENDING = 1.0
 """Seconds between looks for the next ovs-vswitchd."""
+
+SUSPENSION = 1.0
+"""Seconds between looks whether the batch system has frozen the job's cgroup."""
 
 LONELY = 30.0
 """Seconds between looks whether the node, whose container has ended, was taken down by somebody else."""
@@ -70,6 +79,10 @@ class Guard:
         self._watched: tuple[int, str] | None = None
         self._switch: SwitchWatch | None = None
         self._standby: Standby | None = None
+        self._freezer: Freezer | None = None
+        self._frozen = False
+        self._announced = ""
+        self._heard = time.monotonic()
         self._ended = False
         self._loaded = False
         self._dismissed = False
@@ -84,6 +97,9 @@ class Guard:
         self._release_standby()
         if self._options is not None and not self._dismissed:
             self._take_down(self._options)
+        if self._announced:
+            with contextlib.suppress(OSError):
+                os.unlink(self._announced)
 
     def _wait(self) -> bool:
         """Wait for the broker, the container or the switch; False when the broker is gone."""
@@ -106,21 +122,34 @@ class Guard:
 
     def _patience(self) -> float | None:
         """Return the milliseconds after which to look around, None if there is nothing to look for."""
-        if self._switch and self._switch.process is None:
-            return MENDING * 1000
-        if self._options and not self._loaded:
-            return QUIET * 1000
-        return LONELY * 1000 if self._ended else None
+        reasons = (
+            (self._switch and self._switch.process is None, MENDING),
+            (self._freezer, SUSPENSION),
+            (self._options and not self._loaded, QUIET),
+            (self._ended, LONELY),
+        )
+        return min((seconds * 1000 for reason, seconds in reasons if reason), default=None)
 
     def _look_around(self) -> None:
         """Do what nobody wakes a guard for."""
-        if not self._loaded:
+        if not self._loaded and time.monotonic() - self._heard > 0.9 * QUIET:
             self._load()
+        if self._freezer:
+            self._look_at_job(self._freezer)
         if self._switch and self._switch.process is None and self._switch.mend():
             self._log(syslog.LOG_WARNING, "ovs-vswitchd was started anew; the flows of its bridge are back")
         if self._ended and self._options and not os.path.lexists(host_job_directory(self._options["job_id"])):
             # A connection that was cut in the middle may not end for hours, when the reaper has long been here.
             self._dismissed = True
+
+    def _look_at_job(self, freezer: Freezer) -> None:
+        """Report that the job is suspended, or goes on: its wrapper, frozen, can't tell the broker."""
+        frozen = freezer.frozen()
+        if frozen is None:
+            self._freezer = None
+        elif frozen != self._frozen:
+            self._frozen = frozen
+            self._say({"suspended": frozen})
 
     def _load(self) -> None:
         """Load the rest of the program, which may be gone when it is needed: a release can be replaced meanwhile."""
@@ -133,6 +162,7 @@ class Guard:
             data = os.read(self._commands, 65536)
         except OSError:
             return False
+        self._heard = time.monotonic()
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
             self._obey(json.loads(line))
@@ -141,11 +171,15 @@ class Guard:
     def _obey(self, command: Mapping[str, Any]) -> None:
         if "arm" in command:
             self._options, self._remove = command["arm"], command["remove"]
+            with contextlib.suppress(OSError):  # only an epilog would miss it
+                self._announced = announce(self._options["job_id"], self._options["runtime_root"])
             self._switch = SwitchWatch(self._options["bridge"])
             self._standby = Standby(self._options["job_id"], self._options["run"])
         elif "watch" in command:
             self._release_standby()
             self._watch(command["watch"]["pid"], command["watch"]["id"])
+        elif "adopt" in command:
+            self._adopt(command["adopt"])
         else:
             self._dismissed = True
 
@@ -154,6 +188,12 @@ class Guard:
         if self._standby:
             self._standby.release()
             self._standby = None
+    def _adopt(self, broker: Mapping[str, Any]) -> None:
+        """Take the broker out of the job's cgroup; where that can't be, it stays, and goes when its job does."""
+        try:
+            self._freezer = adopt(broker)
+        except HostError as error:
+            self._log(syslog.LOG_WARNING, str(error))
 
     def _watch(self, pid: int, container_id: str) -> None:
         """Begin to watch a container; one that has ended already is reported at once."""

@@ -34,7 +34,8 @@ def main() -> None:
     """Read ``{"options": …, "check_mode": …}`` from standard input, write the result as JSON.
 
     With the argument ``guard``: be the job's guard on this host, see :mod:`.guard`.  With ``check``
-    and the name of the bridge: say how the host is, see :mod:`.host_check`.
+    and the name of the bridge: say how the host is, see :mod:`.host_check`.  With ``release``, a job's id,
+    the name of the bridge and perhaps a number of seconds: see :mod:`.release`.
     """
     if sys.argv[1:] == ["guard"]:
         from .guard import Guard
@@ -46,6 +47,12 @@ def main() -> None:
 
         json.dump(facts(*sys.argv[2:3]), sys.stdout)
         return
+    if sys.argv[1:2] == ["release"]:
+        from .release import release
+
+        job_id, bridge, *patience = sys.argv[2:]
+        # sys.exit takes a text for a failure, and prints it.
+        sys.exit(release(job_id, bridge, *map(float, patience)) or 0)
     from .standby import hand_over
 
     task = json.load(sys.stdin)

@@ -15,9 +15,19 @@ from typing import Any
 import pytest
 from dockerjob_core import guard as guard_module
 from dockerjob_core import node_task
+from dockerjob_core.adoption import Freezer
+from dockerjob_core.errors import HostError
 from dockerjob_core.guard import Guard
+from dockerjob_core.release import is_guarded
+from dockerjob_lab.system import wait_until
 
-OPTIONS = {"job_id": "7", "state": "absent", "run": "1f", "bridge": "br-job"}
+OPTIONS = {
+    "job_id": "7",
+    "state": "absent",
+    "run": "1f",
+    "bridge": "br-job",
+    "runtime_root": "/proc/no-such-place",
+}
 
 
 class Broker:
@@ -75,6 +85,13 @@ def test_it_takes_the_node_down_when_the_broker_dies(broker: Broker, tmp_path: P
     broker.die()
     assert broker.performed == [OPTIONS]
     assert not own.exists()
+
+
+def test_it_shows_that_it_stands_by_until_it_goes(broker: Broker, tmp_path: Path) -> None:
+    broker.tell(arm={**OPTIONS, "runtime_root": str(tmp_path)}, remove=[])
+    assert wait_until(lambda: is_guarded("7", str(tmp_path)), 5)
+    broker.die()
+    assert list((tmp_path / "guards").iterdir()) == []
 
 
 def test_a_takedown_that_fails_is_tried_again(broker: Broker) -> None:
@@ -140,3 +157,34 @@ def test_it_goes_when_somebody_else_has_taken_the_node_down(
     broker.tell(watch={"pid": os.getpid(), "id": "f" * 64})
     broker.ends_by_itself()
     assert broker.performed == []
+
+
+def test_it_says_when_the_jobs_cgroup_is_frozen_and_goes_on(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = tmp_path / "freezer.state"
+    state.write_text("THAWED\n")
+    monkeypatch.setattr(guard_module, "SUSPENSION", 0.02)
+    monkeypatch.setattr(guard_module, "adopt", lambda who: Freezer(str(state)) if who == {"pid": 5} else None)
+    broker.tell(adopt={"pid": 5})
+    state.write_text("FROZEN\n")
+    assert broker.read() == {"suspended": True}
+    state.write_text("THAWED\n")
+    assert broker.read() == {"suspended": False}
+    state.unlink()
+    broker.tell(arm=OPTIONS, remove=[])
+    broker.die()
+    assert broker.performed == [OPTIONS]
+
+
+def test_a_broker_that_can_not_be_taken_along_is_guarded_all_the_same(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def adopt(who: object) -> None:
+        raise HostError("no")
+
+    monkeypatch.setattr(guard_module, "adopt", adopt)
+    broker.tell(adopt={"pid": 5})
+    broker.tell(arm=OPTIONS, remove=[])
+    broker.die()
+    assert broker.performed == [OPTIONS]

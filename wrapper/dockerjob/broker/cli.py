@@ -17,7 +17,7 @@ import sys
 import syslog
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dockerjob_core.errors import DockerjobError, RequestError
@@ -25,6 +25,7 @@ from dockerjob_core.errors import DockerjobError, RequestError
 from ..query import Query
 from ..request import MAX_REQUEST, JobRequest
 from .account import service_directory
+from .apart import stand_apart
 from .audit import Audit
 from .identity import caller_uid
 from .output import say
@@ -45,23 +46,36 @@ def main() -> None:
     """Entry point: serve one request and exit with the job's status."""
     settle()
     audit = Audit()
+    status = attempt(lambda: serve(audit), audit)
+    # Threads that still block on the wrapper's pipe must not hold the exit up.
+    os._exit(status)
+
+
+def serve(audit: Audit) -> int:
+    """Serve the one request that comes on standard input; return the exit status."""
+    check_limits()
+    line = read_line()
+    query = Query.from_json(line)
+    if query:
+        return ask(query, audit)
+    request = JobRequest.from_json(line)
+    return stand_apart(lambda: attempt(lambda: lead(request, audit), audit))
+
+
+def attempt(action: Callable[[], int], audit: Audit) -> int:
+    """Return the exit status of *action*; an error becomes a line for the user, a record, and its status."""
     try:
-        check_limits()
-        line = read_line()
-        query = Query.from_json(line)
-        status = ask(query, audit) if query else lead(JobRequest.from_json(line), audit)
+        return action()
     except DockerjobError as error:
         audit.refused(str(error))
         say(f"hpc_submit_dockerjob: {error}")
-        status = error.exit_status
+        return error.exit_status
     except OSError as error:
         audit.refused(f"broker: {error}")
         say(f"hpc_submit_dockerjob: broker: {error}; is cluster_setup.yml applied?")
-        status = DockerjobError.exit_status
+        return DockerjobError.exit_status
     except Exception as error:
-        status = failed(error, audit)
-    # Threads that still block on the wrapper's pipe must not hold the exit up.
-    os._exit(status)
+        return failed(error, audit)
 
 
 def failed(error: Exception, audit: Audit) -> int:
@@ -98,7 +112,7 @@ def lead(request: JobRequest, audit: Audit) -> int:
     """Run a job from its beginning to its end, print and record its report."""
     audit.know(job=request.job_id, application=request.application, scheduler=request.allocation.scheduler)
     with job_directory(request.job_id, caller_uid(os.environ)) as directory:
-        return serve(request, directory, audit)
+        return run(request, directory, audit)
 
 
 @contextlib.contextmanager
@@ -165,7 +179,7 @@ def sweep(base: Path) -> None:
             os.close(lock)
 
 
-def serve(request: JobRequest, directory: Path, audit: Audit) -> int:
+def run(request: JobRequest, directory: Path, audit: Audit) -> int:
     """Run the job, print and record its report."""
     setup = PlaybookRun(directory, "job_setup.yml")
     # The job starts when Ansible has loaded; and COMMAND's processes, on this same host, come before this one.

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import tenacity
-from dockerjob_core import node_program
+from dockerjob_core import adoption, node_program
 from dockerjob_core.errors import HostError
 
 from ..config import Config
@@ -85,6 +85,13 @@ class Connections:
         if failed:
             raise HostError(f"can't reach {len(failed)} of {len(results)} hosts by ssh: {'; '.join(failed)}")
 
+    def leave_job(self) -> None:
+        """Have the first host's guard take this process and its children out of the job's cgroup, if it runs there.
+
+        What the batch system does to the job does not hit them from then on.
+        """
+        self._tell(self._hosts[0], {"adopt": adoption.identity()})
+
     def _open(self, host: str) -> str:
         """Connect to *host*, again where its sshd is only too busy; return why it can't be, or nothing."""
         attempts = tenacity.Retrying(
@@ -126,28 +133,42 @@ class Connections:
             remove = list(own_files) if host == self._hosts[0] else []
             self._tell(host, {"arm": options, "remove": remove})
 
-    def watch(self, containers: Mapping[str, tuple[int, str]], on_end: Callable[[str, bool], None]) -> None:
-        """Say, from a thread, when a host's container has ended or the host is lost.
+    def watch(
+        self,
+        containers: Mapping[str, tuple[int, str]],
+        on_end: Callable[[str, bool], None],
+        on_suspension: Callable[[bool], None],
+    ) -> None:
+        """Say, from a thread, when a host's container has ended or the host is lost, and when the job is frozen.
 
         Args:
             containers: per host, the container's first process and its id.
             on_end: called once per host with its name, and whether the host is there still.
+            on_suspension: called with True when the job's cgroup on the first host is frozen, with False
+                when that has ended.
         """
         for host, (pid, container_id) in containers.items():
             self._tell(host, {"watch": {"pid": pid, "id": container_id}})
-        thread = threading.Thread(target=self._listen, args=(on_end,), name="guards", daemon=True)
+        thread = threading.Thread(
+            target=self._listen, args=(on_end, on_suspension), name="guards", daemon=True
+        )
         thread.start()
 
-    def _listen(self, on_end: Callable[[str, bool], None]) -> None:
+    def _listen(self, on_end: Callable[[str, bool], None], on_suspension: Callable[[bool], None]) -> None:
         with selectors.DefaultSelector() as selector:
             for host, guard in self._guards.items():
                 assert guard.stdout  # noqa: S101  # stdout=PIPE
                 selector.register(guard.stdout, selectors.EVENT_READ, host)
             while selector.get_map():
                 for key, _ in selector.select():
-                    with contextlib.suppress(OSError):
-                        on_end(key.data, bool(os.read(key.fd, 4096)))
-                    selector.unregister(key.fileobj)
+                    # A guard writes each of its short lines at once, and a pipe keeps them whole.
+                    words = [json.loads(line) for line in _read(key.fd).splitlines()]
+                    for word in words:
+                        if "suspended" in word:
+                            on_suspension(word["suspended"])
+                    if not words or any("ended" in word for word in words):
+                        on_end(key.data, bool(words))
+                        selector.unregister(key.fileobj)
 
     def run(
         self, hosts: Sequence[str], command: Callable[[str], Sequence[str]], timeout: float
@@ -199,6 +220,14 @@ class Connections:
         chosen = self._hosts if hosts is None else tuple(hosts)
         with ThreadPoolExecutor(max_workers=min(PARALLEL, max(1, len(chosen)))) as pool:
             return dict(zip(chosen, pool.map(action, chosen), strict=True))
+
+
+def _read(descriptor: int) -> bytes:
+    """Read what a guard says; nothing at the end of its connection."""
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
 
 
 def _is_crowded(reason: str) -> bool:

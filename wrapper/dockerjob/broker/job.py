@@ -148,7 +148,7 @@ class Job:
         """Have the allocation proven, and open etcd and the hosts, side by side; close both at the end."""
         with self.report.phase("prepare"), ThreadPoolExecutor(2) as pool:
             proof = pool.submit(self._prove)
-            hosts = pool.submit(self._connections.open)
+            hosts = pool.submit(self._open_hosts)
             try:
                 kvs = self._config.etcd.connect()
                 kvs.get(names.job_index_key(self.job_id))
@@ -164,6 +164,10 @@ class Job:
         finally:
             kvs.close()
             self._connections.close()
+
+    def _open_hosts(self) -> None:
+        self._connections.open()
+        self._connections.leave_job()
 
     def _prove(self) -> BatchRecord:
         user = self._identity
@@ -275,6 +279,7 @@ class Job:
             self._connections.watch(
                 {host: (container["pid"], container["id"]) for host, container in containers.items()},
                 lambda host, there: self._inbox.put(NodeEnded(host, there)),
+                lambda now: self._inbox.put(Suspended(now)),
             )
 
     # -- discovery and compute ----------------------------------------------------------
