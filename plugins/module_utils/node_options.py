@@ -40,6 +40,7 @@ ULIMIT = {
 
 LIMITS = {
     "memory": {"type": "int"},
+    "swap": {"type": "int", "default": 0},
     "cpus": {"type": "float"},
     "cpuset": {"type": "str"},
     "shm_size": {"type": "int"},

@@ -36,11 +36,12 @@ from .base import (
     hosts_per_line,
     no_answer,
     read_named_file,
+    seconds_of,
     whole_number,
 )
 
 FIELDS = "jobid jobindex stat user exec_host"
-LIMITS = "runtimelimit memlimit"
+LIMITS = "runtimelimit run_time memlimit"
 """Not in the question unless the site says so: an LSF that doesn't know a field answers nothing at all."""
 
 PHASES: Mapping[str, Phase] = {
@@ -50,6 +51,9 @@ PHASES: Mapping[str, Phase] = {
     "SSUSP": "suspended",
     "UNKWN": "held",  # LSF has lost touch with one of the job's hosts
 }
+
+MOST_MESSAGE = 511
+"""bpost(1): the text may have 512 characters."""
 
 _EXEC_HOST = r"(?:([1-9][0-9]{0,5})\*)?([A-Za-z0-9][A-Za-z0-9._-]{0,252})"
 _FULL_ID = r"([1-9][0-9]{0,17})(?:\[([0-9]{1,9})\])?"
@@ -147,7 +151,10 @@ def record(answers: Sequence[Answer], allocation: Allocation) -> BatchRecord | N
         hosts=hosts_of(_text(found, "EXEC_HOST")),
         user=_text(found, "USER"),
         run_limit=run_limit_of(_text(found, "RUNTIMELIMIT")),
+        run_time=run_time_of(_text(found, "RUN_TIME")),
         memory_limit=bytes_of(_text(found, "MEMLIMIT")),
+        # bsub(1): -M is for each process, unless the site has it otherwise; a slot is the room of one.
+        memory_per="slot",
     )
 
 
@@ -190,6 +197,16 @@ def run_limit_of(text: str) -> int | None:
     return int(match[1]) * 60 + int(match[2] or 0) * 6 if match else None
 
 
+def run_time_of(text: str) -> int:
+    """Seconds of ``RUN_TIME``: ``16038 second(s)``, or ``00:00:01``; 0 for any other text."""
+    return seconds_of(text.removesuffix(" second(s)")) or 0
+
+
+def message(allocation: Allocation, text: str, settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Post *text* as a message of the job's, which ``bread`` and ``bjobs -l`` show."""
+    return (settings["bpost"], "-d", text[:MOST_MESSAGE], bracketed_label(allocation))
+
+
 def command_environment(allocation: Allocation) -> Mapping[str, str]:
     """Return LSF's variables that say which job this is; they name no host, so MPI does not go by them."""
     return {
@@ -229,4 +246,8 @@ SYSTEM = BatchSystem(
         "run limit": ("SIGUSR2", "SIGINT", "SIGTERM", "SIGKILL"),
     },
     command_environment=command_environment,
+    # SIGUSR2 comes at the run limit, and the rest ten minutes later.
+    overtime=660,
+    messenger="bpost",
+    message=message,
 )
