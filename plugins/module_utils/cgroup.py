@@ -15,6 +15,7 @@ devices in v1, which forgets what a cgroup below has read and written when that 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import time
@@ -26,7 +27,7 @@ from .command import run
 from .errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
 MOUNTS = "/proc/self/mountinfo"
 LINKS = "/proc/self/net/dev"
@@ -81,6 +82,12 @@ class Hierarchies:
                     controllers.setdefault(option, point)
         return cls(controllers, unified)
 
+    @classmethod
+    def here(cls) -> Hierarchies:
+        """Read those of this host."""
+        with open(MOUNTS, encoding="utf-8") as mounts:
+            return cls.of(mounts.read())
+
     @property
     def points(self) -> tuple[str, ...]:
         """All mount points, each once."""
@@ -108,8 +115,7 @@ class JobCgroup:
         except FileNotFoundError:
             return None
         parent, path = place(names.cgroup_name(job_id), above)
-        with open(MOUNTS, encoding="utf-8") as mounts:
-            return cls(parent, path, Hierarchies.of(mounts.read()))
+        return cls(parent, path, Hierarchies.here())
 
     def exists(self) -> bool:
         """Tell whether there is anything of it."""
@@ -187,6 +193,24 @@ def place(name: str, above: str) -> tuple[str, str]:
         raise HostError(f"{names.CGROUP_PARENT_FILE} holds no path of a cgroup and no slice: {above!r}")
     path = f"{above.rstrip('/')}/{name}"
     return path, path
+
+
+def bound_to(patterns: Sequence[str], hierarchies: Hierarchies | None = None) -> str | None:
+    """Return the CPUs of the newest cgroup that one of *patterns* names, ``None`` if there is none.
+
+    That is the batch system's own for a job: of an earlier run of the same id one may be left.
+    """
+    if not patterns:
+        return None
+    found = hierarchies or Hierarchies.here()
+    v1 = found.controllers.get("cpuset")
+    point, file = (v1, "cpuset.cpus") if v1 else (found.unified, "cpuset.cpus.effective")
+    groups = [group for pattern in patterns for group in glob.glob(f"{point}/{pattern}/{file}")]
+    try:
+        with open(max(groups, key=lambda group: os.stat(group).st_ctime), encoding="ascii") as cpus:
+            return cpus.read().strip() or None
+    except (OSError, ValueError):
+        return None  # there is none, or none any more
 
 
 def traffic(links: Collection[str], file: str = LINKS) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import flows, jobdir, names, ovs, port
-from .cgroup import JobCgroup, Usage, traffic
+from .cgroup import JobCgroup, Usage, bound_to, traffic
 from .container import ContainerSpec, Limits, Mount, Payload, Ulimit, payload
 from .errors import HostError
 
@@ -145,6 +145,7 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], 
         HostError: a file's content is no base64, or the seccomp profile cannot be read.
     """
     limits = {key: value for key, value in (spec["limits"] or {}).items() if value is not None}
+    limits["cpuset"] = limits.get("cpuset") or bound_to(limits.pop("cpuset_of", ()))
     limits["ulimits"] = tuple(Ulimit(**limit) for limit in limits.get("ulimits", ()))
     cgroup = JobCgroup.of(names.check_job_id(job_id))
     node = NodeSpec(

@@ -43,6 +43,7 @@ LIMITS = {
     "swap": {"type": "int", "default": 0},
     "cpus": {"type": "float"},
     "cpuset": {"type": "str"},
+    "cpuset_of": {"type": "list", "elements": "str", "default": []},
     "shm_size": {"type": "int"},
     "tmp_size": {"type": "int"},
     "pids": {"type": "int"},

@@ -232,6 +232,13 @@ options:
           cpuset:
             description: CPUs the container runs on, such as V(0-3,8).
             type: str
+          cpuset_of:
+            description:
+              - Patterns of a cgroup that the batch system has for the job on this host, below a mount point of cgroups.
+              - If there is one, and O(spec.limits.cpuset) is not set, the container runs on the CPUs of this cgroup.
+            type: list
+            elements: str
+            default: []
           shm_size:
             description: Bytes of C(/dev/shm).
             type: int

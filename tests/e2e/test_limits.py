@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,6 +132,23 @@ def test_a_job_bound_to_a_cpu_stays_on_it(cluster: Cluster) -> None:
     done = cluster.submit(script.replace("/share/bin/hpc_submit", "taskset -c 1 /share/bin/hpc_submit"))
     assert (done.status, done.out.split()[1:]) == (0, ["1"]), done.err
     assert last_record(cluster)["limits"]["node1"]["cpuset"] == "1"
+
+
+def test_every_node_is_bound_as_the_batch_system_s_own_cgroup_is(cluster: Cluster) -> None:
+    number = NUMBER + 4
+    group = Path(f"/sys/fs/cgroup/cpuset/lsf/{cluster.name}/job.{number}.1.1")
+    group.mkdir(parents=True)
+    try:
+        for each in (group.parents[1], group.parent, group):
+            for file in ("cpuset.mems", "cpuset.cpus"):
+                (each / file).write_text("0" if file == "cpuset.mems" else "0-1")
+        (group / "cpuset.cpus").write_text("1")
+        where = "grep Cpus_allowed_list /proc/self/status"
+        done = cluster.submit(job(f"{where}; ssh ${{DOCKERJOB_JOB}}_node_1 {where}"), number=number)
+    finally:
+        for each in (group, group.parent, group.parents[1]):
+            each.rmdir()
+    assert (done.status, done.out.split()[1::2]) == (0, ["1", "1"]), done.err
 
 
 def test_the_batch_system_s_memory_limit_ends_what_exceeds_it(cluster: Cluster) -> None:

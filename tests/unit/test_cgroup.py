@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from dockerjob.schedulers import job_cgroups
 from dockerjob_core import cgroup
-from dockerjob_core.cgroup import Hierarchies, JobCgroup, Usage, place, traffic
+from dockerjob_core.allocation import Allocation, HostSlots
+from dockerjob_core.cgroup import Hierarchies, JobCgroup, Usage, bound_to, place, traffic
 from dockerjob_core.errors import HostError
 
 V1 = """\
@@ -158,6 +160,43 @@ def test_one_in_use_is_waited_for_and_then_said(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(HostError, match="job is still in use"):
         job.remove()
     assert time.monotonic() - begin < 5
+
+
+class TestBoundTo:
+    def group(self, tmp_path: Path, name: str, cpus: str, file: str = "cpuset.cpus") -> Hierarchies:
+        (tmp_path / "cpuset" / name).mkdir(parents=True)
+        (tmp_path / "cpuset" / name / file).write_text(f"{cpus}\n")
+        return Hierarchies({"cpuset": f"{tmp_path}/cpuset"}, f"{tmp_path}/unified")
+
+    def test_lsf_and_which_run_of_a_job(self, tmp_path: Path) -> None:
+        patterns = job_cgroups(Allocation("lsf", 19, 3, (HostSlots("n1", 1),)), 2001)
+        self.group(tmp_path, "lsf/c1/job.19.1.1", "1")
+        self.group(tmp_path, "lsf/c1/job.19[33].1.1", "2")
+        found = self.group(tmp_path, "lsf/c1/job.19[3].7.100", "4-5")
+        assert bound_to(patterns, found) == "4-5"
+        time.sleep(0.02)
+        self.group(tmp_path, "lsf/c1/job.19[3].9.200", "6")
+        assert bound_to(patterns, found) == "6"
+
+    @pytest.mark.parametrize("top", ["slurm", "slurm_n1"])
+    def test_slurm(self, tmp_path: Path, top: str) -> None:
+        patterns = job_cgroups(Allocation("slurm", 11, None, (HostSlots("n1", 1),)), 2001)
+        self.group(tmp_path, f"{top}/uid_2002/job_11", "0")
+        self.group(tmp_path, f"{top}/uid_2001/job_111", "1")
+        found = self.group(tmp_path, f"{top}/uid_2001/job_11", "2,4")
+        assert bound_to(patterns, found) == "2,4"
+
+    def test_v2(self, tmp_path: Path) -> None:
+        patterns = job_cgroups(Allocation("slurm", 11, None, (HostSlots("n1", 1),)), 2001)
+        self.group(tmp_path, "system.slice/n1_slurmstepd.scope/job_11", "0-3", "cpuset.cpus.effective")
+        assert bound_to(patterns, Hierarchies({}, f"{tmp_path}/cpuset")) == "0-3"
+
+    def test_none(self, tmp_path: Path) -> None:
+        found = self.group(tmp_path, "lsf/c1/job.19.1.1", "")
+        assert bound_to(("lsf/*/job.19.*",), found) is None
+        assert bound_to(("lsf/*/job.20.*",), found) is None
+        assert bound_to((), found) is None
+        assert bound_to(("lsf/*/job.19.*",), Hierarchies()) is None
 
 
 def test_traffic(tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ class BatchSystem:
         signals: per event, the signals that the job's processes get, in this order.
         statuses: exit statuses of a job that mean something to the batch system, and what.
         command_environment: variables for COMMAND that say which job it is.
+        cgroups: patterns (glob(7)) of the job's own cgroup on a host, below where a hierarchy is mounted;
+            gets the allocation and the owner's number. It is root's, so what it says is true.
         overtime: seconds after the run limit in which the batch system itself ends a job: it warns first, or
             looks only now and then.
         messenger: program that attaches a text to a job; its path is a setting that may be left out.
@@ -156,6 +158,7 @@ class BatchSystem:
     options: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     statuses: Mapping[int, str] = dataclasses.field(default_factory=dict)
     command_environment: Callable[[Allocation], Mapping[str, str]] = lambda allocation: {}
+    cgroups: Callable[[Allocation, int], tuple[str, ...]] = lambda allocation, uid: ()
     overtime: int = 60
     messenger: str | None = None
     message: Callable[[Allocation, str, Mapping[str, str]], tuple[str, ...]] | None = None

@@ -202,6 +202,11 @@ def run_time_of(text: str) -> int:
     return seconds_of(text.removesuffix(" second(s)")) or 0
 
 
+def cgroups(allocation: Allocation, uid: int) -> tuple[str, ...]:
+    """``lsf/CLUSTER/job.19[3].PID.TIME``, with ``LSF_PROCESS_TRACKING`` or ``LSF_LINUX_CGROUP_ACCT``."""
+    return (f"lsf/*/job.{bracketed_label(allocation).replace('[', '[[]')}.*",)
+
+
 def message(allocation: Allocation, text: str, settings: Mapping[str, str]) -> tuple[str, ...]:
     """Post *text* as a message of the job's, which ``bread`` and ``bjobs -l`` show."""
     return (settings["bpost"], "-d", text[:MOST_MESSAGE], bracketed_label(allocation))
@@ -246,6 +251,7 @@ SYSTEM = BatchSystem(
         "run limit": ("SIGUSR2", "SIGINT", "SIGTERM", "SIGKILL"),
     },
     command_environment=command_environment,
+    cgroups=cgroups,
     # SIGUSR2 comes at the run limit, and the rest ten minutes later.
     overtime=660,
     messenger="bpost",

@@ -293,6 +293,14 @@ def _hosts(node_list: str, count: int) -> list[str]:
     return names
 
 
+def cgroups(allocation: Allocation, uid: int) -> tuple[str, ...]:
+    """In cgroup v1, and in v2 (src/plugins/cgroup of Slurm 22.05); Debian's has the node's name in it."""
+    return (
+        f"slurm*/uid_{uid:d}/job_{allocation.number:d}",
+        f"system.slice/*slurmstepd.scope/job_{allocation.number:d}",
+    )
+
+
 def message(allocation: Allocation, text: str, settings: Mapping[str, str]) -> tuple[str, ...]:
     """Make *text* the job's comment of the administrator's, which ``sacct`` keeps; ``Comment`` is the user's."""
     return (settings["scontrol"], "update", f"JobId={allocation.number}", f"AdminComment={text}")
@@ -330,6 +338,7 @@ SYSTEM = BatchSystem(
         "scontrol suspend": ("SIGTSTP", "SIGSTOP"),
         "scontrol resume": ("SIGCONT",),
     },
+    cgroups=cgroups,
     # It looks once a minute, and KillWait comes after that.
     overtime=120,
     messenger="scontrol",

@@ -25,7 +25,7 @@ from dockerjob_core.jobtree import JobTree
 
 from ..config import Application, Config
 from ..request import JobRequest
-from ..schedulers import command_environment
+from ..schedulers import command_environment, job_cgroups
 from .certificates import ClientCertificate
 from .identity import Identity
 from .limits import NodeLimits
@@ -120,6 +120,7 @@ class JobPlan:
         container = self.config.container
         return {
             **dataclasses.asdict(self.limits[host]),
+            "cpuset_of": list(job_cgroups(self.request.allocation, self.identity.uid)),
             "shm_size": container.shm_size,
             "tmp_size": container.tmp_size,
             "pids": container.pids,

@@ -76,6 +76,12 @@ def command_environment(allocation: Allocation) -> Mapping[str, str]:
     return system.command_environment(allocation) if system else {}
 
 
+def job_cgroups(allocation: Allocation, uid: int) -> tuple[str, ...]:
+    """Return patterns of the cgroup that the batch system has for a proven job on a host."""
+    system = schedulers.SYSTEMS.get(allocation.scheduler)
+    return system.cgroups(allocation, uid) if system else ()
+
+
 def meaning_of_status(allocation: Allocation, status: int) -> str:
     """Say what the batch system takes a job's exit status for; empty if for nothing but a status."""
     system = schedulers.SYSTEMS.get(allocation.scheduler)
