@@ -145,7 +145,8 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], 
         HostError: a file's content is no base64, or the seccomp profile cannot be read.
     """
     limits = {key: value for key, value in (spec["limits"] or {}).items() if value is not None}
-    limits["cpuset"] = limits.get("cpuset") or bound_to(limits.pop("cpuset_of", ()))
+    patterns = limits.pop("cpuset_of", ())
+    limits["cpuset"] = limits.get("cpuset") or bound_to(patterns)
     limits["ulimits"] = tuple(Ulimit(**limit) for limit in limits.get("ulimits", ()))
     cgroup = JobCgroup.of(names.check_job_id(job_id))
     node = NodeSpec(

@@ -333,6 +333,7 @@ class TestAbsent:
             "links": [f"dj{job}"],
             "directory": True,
             "flows": [],
+            "cgroup": False,
         }
 
     def test_flows_without_port_container_and_files(self, host: Host, job: str) -> None:
@@ -420,7 +421,7 @@ class TestUsage:
         return result
 
     def test_cpu_and_memory(self, host: Host, job: str) -> None:
-        usage = self.used(host, job, f"{BURN}; head -c 50000000 /dev/zero >/tmp/big")["usage"]
+        usage = self.used(host, job, f"{BURN}; head -c 50000000 /dev/zero >/var/tmp/big")["usage"]
         assert 0.02 < usage["cpu"] < 60
         assert abs(usage["cpu_user"] + usage["cpu_system"] - usage["cpu"]) < 0.1
         assert 50_000_000 < usage["memory"] < 200_000_000
@@ -448,7 +449,7 @@ class TestUsage:
         assert (usage["block_read"] is None) == v1
 
     def test_the_same_job_again_begins_with_nothing(self, host: Host, job: str) -> None:
-        first = self.used(host, job, "head -c 50000000 /dev/zero >/tmp/big")["usage"]
+        first = self.used(host, job, "head -c 50000000 /dev/zero >/var/tmp/big")["usage"]
         second = self.used(host, job, "true")["usage"]
         assert second["memory"] < first["memory"] - 30_000_000
 
@@ -494,7 +495,7 @@ class TestLimits:
     def test_memory_beyond_the_limit_is_not_swapped_but_refused(self, host: Host, job: str) -> None:
         limits = {"memory": 64 << 20, "tmp_size": 1 << 30}
         host.module(
-            "job_node", arguments(job, "sleep 1; head -c 100000000 /dev/zero >/tmp/big", limits=limits)
+            "job_node", arguments(job, "sleep 1; head -c 100000000 /dev/zero >/var/tmp/big", limits=limits)
         )
         swap = "memory.memsw.limit_in_bytes"
         assert int(self.cgroup(host, job, "memory", swap)) == 64 << 20
