@@ -262,17 +262,18 @@ def record(answers: Sequence[Answer], allocation: Allocation) -> BatchRecord | N
 def _memory(asked: str, allocated: str, nodes: int, cpus: int) -> tuple[int | None, MemoryPer]:
     """Return the memory limit, and what it is for: squeue's ``%m`` is that of ``--mem`` or of ``--mem-per-cpu``.
 
-    Which of them tells the sum.  Where it can't, an array's other tasks being in the answer too, there
-    is no limit but that of the whole job, or none.
+    Which of them tells the sum.  Who asked for none has all memory of his nodes (seen with 22.05, and
+    ``CR_Core_Memory``), and nobody else has any there.  Where an array's other tasks are in the answer too,
+    nothing is known.
     """
     rows = allocated.split()
     found = re.search(r"(?:^|,)mem=([0-9.]+[KMGTP]?)(?:,|$)", rows[0]) if len(rows) == 1 else None
     total, each = bytes_of(found[1]) if found else None, bytes_of(asked)
-    if not total:
+    if not total or not each:
         return None, "job"
-    if each and each * nodes == total:
+    if each * nodes == total:
         return each, "host"
-    if each and each * cpus == total:
+    if each * cpus == total:
         return each, "cpu"
     return total, "job"
 
