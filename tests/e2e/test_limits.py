@@ -43,6 +43,11 @@ for _ in range(count):
 passed, times = time.monotonic() - begin, os.times()
 print((times.children_user + times.children_system) / passed)
 """
+COMPUTE = """
+import time
+while time.process_time() < 2:
+    pass
+"""
 OPEN = """
 import os
 files = []
@@ -158,7 +163,8 @@ def test_the_batch_system_s_memory_limit_ends_what_exceeds_it(cluster: Cluster) 
     assert re.search(r"note +\d+_node_0 on node1 ran out of memory", done.err), done.err
     record = last_record(cluster)
     assert (record["memory_limit"], record["limits"]["node1"]["memory"]) == (200 * MIB, 200 * MIB)
-    assert 150 * MIB < record["total"]["memory"] <= 200 * MIB
+    # The job's cgroup has a little of its own beside its container's.
+    assert 150 * MIB < record["total"]["memory"] < 201 * MIB
 
 
 def test_the_site_s_ceiling_is_below_what_the_user_asks_for(cluster: Cluster, site_config: Any) -> None:
@@ -225,13 +231,13 @@ def test_the_report_says_what_all_nodes_used_and_the_batch_system_is_told(
     number = NUMBER + 1
     posted = cluster.path("node1", f"/share/lsf/messages/{number}")
     posted.unlink(missing_ok=True)
-    done = cluster.submit(job(f"{python(BURN, 1, 2)} >/dev/null; {send}"), number=number)
+    done = cluster.submit(job(f"{python(COMPUTE)}; {send}"), number=number)
     assert (done.status, done.out.strip()) == (0, "30000000"), done.err
     record = last_record(cluster)
     node1, node2 = record["usage"]["node1"], record["usage"]["node2"]
     assert node1["network_sent"] > 30_000_000 > 5_000_000 > node1["network_received"]
     assert node2["network_received"] > 30_000_000
-    assert node1["cpu"] > 1.5
+    assert 2 < node1["cpu"] < 30
     assert 20 * MIB < node1["memory"] < 2000 * MIB
     found = USED.search(done.err)
     assert found, done.err
@@ -243,13 +249,12 @@ def test_the_report_says_what_all_nodes_used_and_the_batch_system_is_told(
     )
 
 
-def test_what_was_used_is_known_however_the_job_ends(cluster: Cluster) -> None:
-    process = started(cluster, job("echo started; while :; do :; done"), number=NUMBER + 2)
-    time.sleep(3)
+def test_what_was_used_is_known_however_the_job_ends(cluster: Cluster, python: Any) -> None:
+    process = started(cluster, job(f"{python(COMPUTE)}; echo started; sleep 100"), number=NUMBER + 2)
     signal_wrapper(cluster, "TERM")
     _, err = finish(process)
     assert process.returncode == 143, err
-    assert last_record(cluster)["usage"]["node1"]["cpu"] > 0.5
+    assert last_record(cluster)["usage"]["node1"]["cpu"] > 2
 
 
 def test_suspended_time_is_told_apart(cluster: Cluster) -> None:
