@@ -38,7 +38,7 @@ SETUP = """
 set -e
 mount --make-rprivate /
 mount -t proc proc /proc
-for directory in /run /etc/openvswitch /var/lib/openvswitch /var/log/openvswitch /etc/docker; do
+for directory in /run /etc/openvswitch /var/lib/openvswitch /var/log/openvswitch /etc/docker /etc/dockerjob; do
     mkdir -p $directory
     mount -t tmpfs -o mode=755 tmpfs $directory
 done
@@ -51,6 +51,7 @@ ovsdb-server /etc/openvswitch/conf.db --remote=punix:/run/openvswitch/db.sock --
     --detach --pidfile --log-file=/dev/null -vconsole:off
 ovs-vsctl --no-wait init
 ovs-vswitchd --detach --no-chdir --pidfile --log-file="$STATE/vswitchd.log" -vconsole:off
+echo "$CGROUP" >/etc/dockerjob/cgroup_parent
 exec /usr/sbin/dockerd --iptables=false --bridge=none --cgroup-parent="$CGROUP" --host="$SOCKET" \\
     --data-root="$STATE/docker" --exec-opt=native.cgroupdriver=cgroupfs >"$STATE/dockerd.log" 2>&1
 """
@@ -62,6 +63,7 @@ class Host:
 
     pid: int
     state: Path
+    cgroup: str
 
     def inside(self, *argv: str) -> list[str]:
         """Build the command that runs *argv* on the host."""
@@ -138,6 +140,9 @@ class Host:
             "links": sorted(self.links()),
             "flows": self.flows(),
             "jobs": sorted(self.run("find", "/run/dockerjob").stdout.split()),
+            "cgroups": sorted(
+                self.run("find", "/sys/fs/cgroup", "-path", f"*{self.cgroup}/*", "-type", "d").stdout.split()
+            ),
         }
 
 
@@ -190,7 +195,7 @@ def private_host(state: Path) -> Iterator[Host]:
     start = ["setpriv", "--pdeathsig", "KILL", "unshare"]
     outer = subprocess.Popen([*start, *namespaces, "bash", "-c", SETUP], env=environment)
     try:
-        host = Host(_first_process(outer.pid), state)
+        host = Host(_first_process(outer.pid), state, f"/{group}")
         _await_docker(host, outer)
         host.run(
             "/usr/bin/docker", "import", "-", IMAGE, input=_image().decode("latin-1"), encoding="latin-1"

@@ -42,6 +42,13 @@ class Options:
     hosts: tuple[str, ...]
     application: str = ""
     esub: str = ""
+    run_limit: str = ""
+    memory_limit: str = ""
+
+    @property
+    def limits(self) -> dict[str, str]:
+        """The limits in the words of ``bjobs``."""
+        return {"RUNTIMELIMIT": self.run_limit, "MEMLIMIT": self.memory_limit}
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-m", dest="hosts", default="")
     parser.add_argument("-app", dest="application", default="")
     parser.add_argument("-a", dest="esub", default="")
-    parser.add_argument("-W", dest="run_limit", help="taken and not enforced")
-    parser.add_argument("-M", dest="memory_limit", help="taken and not enforced")
+    parser.add_argument("-W", dest="run_limit", help="bjobs tells it, nobody enforces it")
+    parser.add_argument("-M", dest="memory_limit", help="likewise")
     return parser
 
 
@@ -142,7 +149,25 @@ def parse(script: str) -> Options:
         hosts=tuple(found.hosts.split()),
         application=found.application,
         esub=found.esub,
+        run_limit=_run_limit(found.run_limit) if found.run_limit else "",
+        memory_limit=_memory_limit(found.memory_limit) if found.memory_limit else "",
     )
+
+
+def _run_limit(text: str) -> str:
+    """Turn ``[hours:]minutes`` into minutes, as ``bjobs`` shows them."""
+    match = re.fullmatch(r"(?:(\d+):)?(\d+)", text)
+    if not match:
+        raise LabError(f"#BSUB: -W {text}: must be [hours:]minutes")
+    return f"{int(match[1] or 0) * 60 + int(match[2])}.0"
+
+
+def _memory_limit(text: str) -> str:
+    """Turn a number with a unit, kilobytes without one, into what ``bjobs`` shows."""
+    match = re.fullmatch(r"(\d+)([KMGT]?)B?", text.upper())
+    if not match:
+        raise LabError(f"#BSUB: -M {text}: must be a number, with KB, MB, GB or TB")
+    return f"{match[1]} {match[2] or 'K'}bytes"
 
 
 def allocate(options: Options, hosts: Sequence[str]) -> tuple[tuple[str, int], ...]:

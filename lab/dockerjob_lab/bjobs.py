@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -36,6 +37,7 @@ def main() -> int:
     except FileNotFoundError:
         record = None
     if record:
+        record.setdefault("RUN_TIME", f"{time.time() - record['BEGIN']:.0f} second(s)")
         records = [{field: record.get(field, "") for field in fields}]
     else:
         records = [{"JOBID": arguments.job, "ERROR": f"Job <{arguments.job}> is not found"}]

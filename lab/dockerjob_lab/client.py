@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ LEFT_FILES = "ls -Ad /run/dockerjob/jobs/* /var/lib/dockerjob/run/* 2>/dev/null;
 # What goes away while find looks at it is not left behind.
 LEFT_CGROUPS = (
     "find /sys/fs/cgroup/dockerjob-{lab}/{host} /sys/fs/cgroup/*/dockerjob-{lab}/{host}"
-    " -type d -regex '.*/[0-9a-f]+' 2>/dev/null; true"
+    " -type d -regex '.*/\\(dockerjob_\\)?[0-9a-f_]+' 2>/dev/null; true"
 )
 # Without the reaper, which may have been started anew.
 LEFT_PROCESSES = (
@@ -143,11 +143,12 @@ class Cluster:
         allocation: Sequence[tuple[str, int]],
         state: lsf_table.State = "RUN",
         index: int = 0,
+        limits: Mapping[str, str] | None = None,
     ) -> None:
-        """Make the lab's LSF say this of a job, whether or not there is one."""
+        """Make the lab's LSF say this of a job, whether or not there is one; see :func:`.lsf_table.record`."""
         share = self.path("node1", "/share")
         lsf_table.install(share)
-        lsf_table.record(share, number, index, user, allocation, state)
+        lsf_table.record(share, number, index, user, allocation, state, limits)
 
     def teardown(self, job_id: str) -> str:
         """Run ``playbooks/job_teardown.yml`` as an admin does, and return its recap."""

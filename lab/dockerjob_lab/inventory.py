@@ -26,10 +26,19 @@ SITE: Mapping[str, object] = {
     "submit_host_install_shared": True,
     "submit_host_bin_dir": "/share/bin",
     # All hosts of a lab share one machine's cores: a rank that waits must not spin.
-    "submit_host_batch": {"lsf": {"bjobs": "/share/lsf/bin/bjobs"}, "slurm": {"squeue": "/usr/bin/squeue"}},
+    "submit_host_batch": {
+        "lsf": {"bjobs": "/share/lsf/bin/bjobs", "limits": "ask", "bpost": "/share/lsf/bin/bpost"},
+        "slurm": {"squeue": "/usr/bin/squeue"},
+    },
     "submit_host_container": {
         "seccomp_profile": "/etc/dockerjob/seccomp.json",
         "environment": {"OMPI_MCA_mpi_yield_when_idle": "1"},
+        # Its daemons can't raise limits, see docs/lab.md.
+        "ulimits": [
+            {"name": "memlock", "soft": 8 << 20, "hard": 8 << 20},
+            {"name": "stack", "soft": -1, "hard": -1},
+            {"name": "nofile", "soft": 16384, "hard": 16384},
+        ],
     },
     # Command lines of OpenFOAM name this hostfile, as the deck's does.
     "submit_host_applications": {"openfoam:1912": {"hostfile": "system/machines"}},

@@ -6,26 +6,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from .system import write_if_changed
 
-PROGRAM = Path(__file__).with_name("bjobs.py")
+PROGRAMS = ("bjobs", "bpost")
 State = Literal["PEND", "RUN", "USUSP", "DONE", "EXIT"]
 
 
 def install(share: Path) -> None:
-    """Put ``bjobs`` where all hosts of the lab find it: ``/share/lsf/bin``."""
-    program = share / "lsf/bin/bjobs"
-    program.parent.mkdir(parents=True, exist_ok=True)
-    write_if_changed(program, PROGRAM.read_text())
-    program.chmod(0o755)
+    """Put ``bjobs`` and ``bpost`` where all hosts of the lab find them: ``/share/lsf/bin``."""
+    for name in PROGRAMS:
+        program = share / "lsf/bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        write_if_changed(program, Path(__file__).with_name(f"{name}.py").read_text())
+        program.chmod(0o755)
+    messages = share / "lsf/messages"
+    messages.mkdir(exist_ok=True)
+    messages.chmod(0o1777)  # in LSF a daemon would write them
 
 
 def record(
-    share: Path, number: int, index: int, user: str, allocation: Iterable[tuple[str, int]], state: State
+    share: Path,
+    number: int,
+    index: int,
+    user: str,
+    allocation: Iterable[tuple[str, int]],
+    state: State,
+    limits: Mapping[str, str] | None = None,
 ) -> None:
     """Write what ``bjobs`` says of a job.
 
@@ -36,6 +47,8 @@ def record(
         user: name of its owner.
         allocation: hosts and slots.
         state: LSF's word for it.
+        limits: ``RUNTIMELIMIT``, ``MEMLIMIT`` and ``RUN_TIME``, as ``bjobs`` shows them; without the last one it
+            begins now.
     """
     jobs = share / "lsf/jobs"
     jobs.mkdir(parents=True, exist_ok=True)
@@ -45,6 +58,8 @@ def record(
         "STAT": state,
         "USER": user,
         "EXEC_HOST": ":".join(f"{slots}*{host}" if slots > 1 else host for host, slots in allocation),
+        "BEGIN": time.time(),
+        **(limits or {}),
     }
     new = jobs / f"{number}_{index}.new"
     new.write_text(json.dumps(document))

@@ -161,7 +161,8 @@ def submit(lab: Lab, job: Job, script: str, extra: Mapping[str, str], *, spool: 
     cgroups.create(cgroup)
     share = Path(f"/proc/{host.required_pid(first)}/root/share")
     lsf_table.install(share)
-    tell = partial(lsf_table.record, share, job.number, job.index, job.account.name, job.allocation)
+    which = (job.number, job.index, job.account.name, job.allocation)
+    tell = partial(lsf_table.record, share, *which, limits=job.options.limits)
     tell("RUN")
     description = _description(job, script, extra, spool=spool)
     status = 1

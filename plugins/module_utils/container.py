@@ -40,6 +40,10 @@ LOG: Mapping[str, Any] = {
 TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108  # in the container
 """Directories of a container that anyone may write in; in memory, and each of a limited size."""
 
+CPU_PERIOD = 100_000
+LEAST_QUOTA = 1_000
+"""Microseconds: in each period the container may compute for its quota; the kernel takes no smaller one."""
+
 Propagation = Literal["private", "rprivate", "shared", "rshared", "slave", "rslave"]
 Payload = dict[str, Any]
 
@@ -65,9 +69,13 @@ class Ulimit:
 
 @dataclass(frozen=True)
 class Limits:
-    """What of the host the container may use; ``None`` sets no limit."""
+    """What of the host the container may use; ``None`` sets no limit.
+
+    ``swap`` is what it may have beyond ``memory``; without a limit of that there is none of swap either.
+    """
 
     memory: int | None = None
+    swap: int = 0
     cpus: float | None = None
     cpuset: str | None = None
     shm_size: int | None = None
@@ -94,6 +102,7 @@ class ContainerSpec:
     seccomp: str | None = None
     apparmor: str | None = None
     devices: tuple[str, ...] = ()
+    cgroup_parent: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     run: str = ""
 
@@ -175,6 +184,7 @@ def _host_config(spec: ContainerSpec) -> Payload:
         "Devices": [
             {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in spec.devices
         ],
+        **({"CgroupParent": spec.cgroup_parent} if spec.cgroup_parent else {}),
         **_limits(spec.limits),
     }
 
@@ -193,8 +203,11 @@ def _limits(limits: Limits) -> Payload:
     """Name the limits as the Engine API does, leaving out those that are not set."""
     wanted: Payload = {
         "Memory": limits.memory,
-        "MemorySwap": limits.memory,  # both together, so equal means: no swap
-        "NanoCpus": None if limits.cpus is None else round(limits.cpus * 1_000_000_000),
+        # Both together, so equal means: no swap.
+        "MemorySwap": None if limits.memory is None else limits.memory + limits.swap,
+        # Not NanoCpus, which the daemon refuses beyond what its host has: slots need not be CPUs.
+        "CpuPeriod": None if limits.cpus is None else CPU_PERIOD,
+        "CpuQuota": None if limits.cpus is None else max(LEAST_QUOTA, round(limits.cpus * CPU_PERIOD)),
         "CpusetCpus": limits.cpuset,
         "ShmSize": limits.shm_size,
         "PidsLimit": limits.pids,

@@ -77,6 +77,7 @@ class Guard:
         self._options: Mapping[str, Any] | None = None
         self._remove: Sequence[str] = ()
         self._watched: tuple[int, str] | None = None
+        self._network: int | None = None
         self._switch: SwitchWatch | None = None
         self._standby: Standby | None = None
         self._freezer: Freezer | None = None
@@ -207,6 +208,10 @@ class Guard:
         # The number may have gone to another process before it was opened, not after.
         if not _belongs(pid, container_id):
             self._report_end()
+            return
+        # Held until the node is taken down: a link that went with its container could not be asked what it counted.
+        with contextlib.suppress(OSError):
+            self._network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
     def _report_end(self) -> None:
         if self._watched:

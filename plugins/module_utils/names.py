@@ -64,6 +64,10 @@ CONTAINER_WRITABLE = RUNTIME_ROOT + "/node"
 """Where a container sees its job's root-owned files, and the ones that are the agent's to write."""
 
 
+CGROUP_PARENT_FILE = "/etc/dockerjob/cgroup_parent"
+"""On a host: the cgroup below which jobs have theirs, in the form that its Docker daemon takes; the role job_host's."""
+
+
 def check_job_id(job_id: str) -> str:
     """Return *job_id* unchanged, or raise ``ValueError`` if it is no job id."""
     if not JOB_ID.fullmatch(job_id):
@@ -151,6 +155,11 @@ def etcd_user(job_id: str) -> str:
 def host_job_directory(job_id: str, runtime_root: str = RUNTIME_ROOT) -> str:
     """Directory on a host with all files of the job; removed with the job."""
     return f"{runtime_root}/jobs/{check_job_id(job_id)}"
+
+
+def cgroup_name(job_id: str) -> str:
+    """Name of the job's cgroup on each of its hosts; without a dash, which nests systemd's slices."""
+    return f"dockerjob_{check_job_id(job_id)}"
 
 
 def port_name(container: str) -> str:

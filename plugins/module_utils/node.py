@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import flows, jobdir, names, orphans, ovs, port
+from .cgroup import JobCgroup, Usage, bound_to, traffic
 from .container import ContainerSpec, Limits, Mount, Payload, Ulimit, payload
 from .errors import HostError
 
@@ -103,10 +104,12 @@ class Leftovers:
     directory: bool
     flows: Mapping[str, frozenset[Flow]] = field(default_factory=dict)
     """By bridge."""
+    cgroup: JobCgroup | None = None
 
     def __bool__(self) -> bool:
         """Tell whether there is anything."""
-        return bool(self.containers or self.ports or self.links or self.directory or self.flows)
+        there = self.containers or self.ports or self.links or self.directory or self.flows or self.cgroup
+        return bool(there)
 
     def summary(self) -> dict[str, Any]:
         """Return it as plain data, for ``--diff``."""
@@ -116,6 +119,7 @@ class Leftovers:
             "links": sorted(self.links),
             "directory": self.directory,
             "flows": sorted(str(flow) for own in self.flows.values() for flow in own),
+            "cgroup": bool(self.cgroup),
         }
 
 
@@ -131,6 +135,7 @@ class Outcome:
     after: Mapping[str, Any]
     found: Found | None = None
     nodes: tuple[Mapping[str, Any], ...] = field(default=())
+    usage: Usage = field(default_factory=Usage)
 
 
 def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], run: str = "") -> NodeSpec:
@@ -140,10 +145,13 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], 
         HostError: a file's content is no base64, or the seccomp profile cannot be read.
     """
     limits = {key: value for key, value in (spec["limits"] or {}).items() if value is not None}
+    patterns = limits.pop("cpuset_of", ())
+    limits["cpuset"] = limits.get("cpuset") or bound_to(patterns)
     limits["ulimits"] = tuple(Ulimit(**limit) for limit in limits.get("ulimits", ()))
+    cgroup = JobCgroup.of(names.check_job_id(job_id))
     node = NodeSpec(
         container=ContainerSpec(
-            job_id=names.check_job_id(job_id),
+            job_id=job_id,
             node_index=spec["node_index"],
             image=spec["image"],
             uid=spec["uid"],
@@ -157,6 +165,7 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], 
             seccomp=_seccomp(spec["seccomp_profile"]),
             apparmor=spec["apparmor_profile"],
             devices=tuple(spec["devices"]),
+            cgroup_parent=cgroup.parent if cgroup else None,
             labels=spec["labels"],
             run=run,
         ),
@@ -232,6 +241,7 @@ def present(spec: NodeSpec, engine: Engine, clock: Clock, *, check_mode: bool) -
         spec.directory.exists(),
         # Only for show: setting the port's flows removes any that the job had, and looking takes 7 ms.
         _flows_of(job_id, state, spec.bridge) if check_mode else {},
+        _cgroup_of(job_id),
     )
     after = {**_wanted(spec), "spec": body["Labels"][names.LABEL_SPEC]}
     if check_mode:
@@ -252,6 +262,7 @@ def _wanted(spec: NodeSpec) -> dict[str, Any]:
         "links": [link],
         "directory": True,
         "flows": sorted(map(str, guard.flows(link))),
+        "cgroup": spec.container.cgroup_parent is not None,
     }
 
 
@@ -309,7 +320,7 @@ def _connect(spec: NodeSpec, found: Found, state: ovs.OvsState, engine: Engine) 
 def _rolled_back(error: HostError, spec: NodeSpec, engine: Engine, clock: Clock) -> HostError:
     """Remove what there is of the job; return *error*, with the agent's last word and what went wrong here."""
     try:
-        nodes = _remove(look(spec.directory, spec.bridge, engine), spec.directory, engine, clock)
+        nodes, _ = _remove(look(spec.directory, spec.bridge, engine), spec.directory, engine, clock)
     except HostError as second:
         return HostError(f"{error} (and taking it down failed: {second})")
     log = next((node["agent_log"] for node in nodes if node["agent_log"]), None)
@@ -328,7 +339,13 @@ def look(directory: jobdir.JobDirectory, bridge: str, engine: Engine) -> Leftove
         tuple(sorted(links)),
         directory.exists(),
         _flows_of(job_id, state, bridge),
+        _cgroup_of(job_id),
     )
+
+
+def _cgroup_of(job_id: str) -> JobCgroup | None:
+    cgroup = JobCgroup.of(job_id)
+    return cgroup if cgroup and cgroup.exists() else None
 
 
 def _flows_of(job_id: str, state: ovs.OvsState, bridge: str) -> Mapping[str, frozenset[Flow]]:
@@ -338,8 +355,8 @@ def _flows_of(job_id: str, state: ovs.OvsState, bridge: str) -> Mapping[str, fro
 
 def _remove(
     leftovers: Leftovers, directory: jobdir.JobDirectory, engine: Engine, clock: Clock
-) -> tuple[Mapping[str, Any], ...]:
-    """Remove containers, then ports and links, then files; say how the containers ended.
+) -> tuple[tuple[Mapping[str, Any], ...], Usage]:
+    """Remove containers, then ports and links, then files; say how the containers ended and what the job used.
 
     One that fails does not stop the next.  Files stay while a container does: they say
     what it was.
@@ -354,6 +371,7 @@ def _remove(
 
     with clock.step("read output"):
         outputs = {found.id: _last_output(found, engine) for found in leftovers.containers}
+    counted, usage = traffic(leftovers.links), Usage()
     with clock.step("remove containers"):
         for found in leftovers.containers:
             attempt(partial(engine.remove, found.id))
@@ -361,6 +379,12 @@ def _remove(
     for found in leftovers.containers:
         if found.never_ran and not blocked:
             attempt(partial(orphans.remove, found.id))
+    if leftovers.cgroup and not blocked:
+        with clock.step("remove cgroup"):
+            usage = leftovers.cgroup.usage()
+            attempt(leftovers.cgroup.remove)
+    # A link whose other end a guard holds is still there, and has by now counted all.
+    usage = usage.with_traffic(traffic(leftovers.links) or counted)
     with clock.step("remove port"):
         attempt(partial(port.detach, leftovers.ports, leftovers.links))
         attempt(partial(port.execute, port.plan_detach((), (), port.marks_of(leftovers.flows))))
@@ -370,7 +394,7 @@ def _remove(
             attempt(directory.remove)
     if errors:
         raise HostError("; ".join(errors))
-    return nodes
+    return nodes, usage
 
 
 def absent(
@@ -390,14 +414,15 @@ def absent(
         HostError: something can't be removed, or it does not show yet which run it is of.
     """
     nodes: tuple[Mapping[str, Any], ...] = ()
+    usage = Usage()
     with directory.locked():
         with clock.step("look"):
             leftovers = look(directory, bridge, engine)
         if run is not None and leftovers and _of_another_run(leftovers, directory, run):
             leftovers = NOTHING
         if leftovers and not check_mode:
-            nodes = _remove(leftovers, directory, engine, clock)
-    return Outcome(bool(leftovers), leftovers.summary(), NOTHING.summary(), nodes=nodes)
+            nodes, usage = _remove(leftovers, directory, engine, clock)
+    return Outcome(bool(leftovers), leftovers.summary(), NOTHING.summary(), nodes=nodes, usage=usage)
 
 
 def _of_another_run(leftovers: Leftovers, directory: jobdir.JobDirectory, run: str) -> bool:

@@ -40,8 +40,10 @@ ULIMIT = {
 
 LIMITS = {
     "memory": {"type": "int"},
+    "swap": {"type": "int", "default": 0},
     "cpus": {"type": "float"},
     "cpuset": {"type": "str"},
+    "cpuset_of": {"type": "list", "elements": "str", "default": []},
     "shm_size": {"type": "int"},
     "tmp_size": {"type": "int"},
     "pids": {"type": "int"},

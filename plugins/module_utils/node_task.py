@@ -61,4 +61,5 @@ def _ensure(options: Mapping[str, Any], clock: node.Clock, *, check_mode: bool) 
         result["container"] = {"name": found.name, "id": found.id, "pid": found.pid}
     if options["state"] == "absent":
         result["nodes"] = list(outcome.nodes)
+        result["usage"] = outcome.usage.as_dict()
     return result

@@ -220,14 +220,25 @@ options:
         type: dict
         suboptions:
           memory:
-            description: Bytes of memory; there is no swap beyond.
+            description: Bytes of memory.
             type: int
+          swap:
+            description: Bytes of swap beyond O(spec.limits.memory), if that is set.
+            type: int
+            default: 0
           cpus:
-            description: CPU time per time.
+            description: CPU time per time; it may be more than the host has.
             type: float
           cpuset:
             description: CPUs the container runs on, such as V(0-3,8).
             type: str
+          cpuset_of:
+            description:
+              - Patterns of a cgroup that the batch system has for the job on this host, below a mount point of cgroups.
+              - If there is one, and O(spec.limits.cpuset) is not set, the container runs on the CPUs of this cgroup.
+            type: list
+            elements: str
+            default: []
           shm_size:
             description: Bytes of C(/dev/shm).
             type: int
@@ -351,6 +362,38 @@ nodes:
     agent_log:
       description: The last 200 lines of the agent's log, V(none) if there is none.
       type: str
+usage:
+  description:
+    - What the job has used on this host, all processes that it had; V(none) where the host does not tell.
+    - CPU, memory and devices are those of the job's cgroup, which the role P(hpc.dockerjob.job_host#role) prepares.
+  type: dict
+  returned: O(state=absent) and not in check mode
+  contains:
+    cpu:
+      description: Seconds of CPU time.
+      type: float
+      sample: 31.25
+    cpu_user:
+      description: Those in user mode.
+      type: float
+    cpu_system:
+      description: Those in the kernel.
+      type: float
+    memory:
+      description: The most bytes of memory at a time, what the kernel caches of files included.
+      type: int
+    block_read:
+      description: Bytes read from block devices.
+      type: int
+    block_written:
+      description: Bytes written to block devices.
+      type: int
+    network_received:
+      description: Bytes of frames that the container got.
+      type: int
+    network_sent:
+      description: Bytes of frames that it sent.
+      type: int
 steps:
   description: What the module did, with the time it took.
   type: list

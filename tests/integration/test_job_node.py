@@ -336,6 +336,7 @@ class TestAbsent:
             "links": [f"dj{job}"],
             "directory": True,
             "flows": [],
+            "cgroup": False,
         }
 
     def test_task_that_docker_has_forgotten(self, host: Host, job: str) -> None:
@@ -431,6 +432,109 @@ class TestAbsent:
             assert not host.module("job_node", arguments(element))["changed"]
         finally:
             host.module("job_node", {"job_id": element, "state": "absent"})
+
+
+BURN = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done"
+ENDLESS = "while :; do :; done"
+
+
+class TestUsage:
+    """What a job has used is read when its container has ended, which takes its own cgroup along."""
+
+    def used(self, host: Host, job: str, script: str, **changes: Any) -> dict[str, Any]:
+        host.module("job_node", arguments(job, f"sleep 1; {script}", **changes))
+        wait_for(host, job)
+        result = host.module("job_node", {"job_id": job, "state": "absent"})
+        assert result["diff"]["before"]["cgroup"]
+        return result
+
+    def test_cpu_and_memory(self, host: Host, job: str) -> None:
+        usage = self.used(host, job, f"{BURN}; head -c 50000000 /dev/zero >/var/tmp/big")["usage"]
+        assert 0.02 < usage["cpu"] < 60
+        assert abs(usage["cpu_user"] + usage["cpu_system"] - usage["cpu"]) < 0.1
+        assert 50_000_000 < usage["memory"] < 200_000_000
+
+    def test_of_children_that_have_ended_and_of_those_that_are_killed(self, host: Host, job: str) -> None:
+        host.module("job_node", arguments(job, f"sh -c '{BURN}'; {ENDLESS}"))
+        host.run("sleep", "3")
+        result = host.module("job_node", {"job_id": job, "state": "absent"})
+        assert result["nodes"][0]["running"]
+        assert result["usage"]["cpu"] > 0.2
+
+    def test_traffic_of_a_container_that_still_has_its_link(self, host: Host, job: str) -> None:
+        made = host.module("job_node", arguments(job))
+        host.in_container(made["container"]["pid"], "ping", "-c", "1", "-W", "1", "10.8.0.9", check=False)
+        usage = host.module("job_node", {"job_id": job, "state": "absent"})["usage"]
+        assert usage["network_sent"] >= 42  # an ARP request at least
+
+    def test_traffic_is_unknown_when_the_link_went_with_the_container(self, host: Host, job: str) -> None:
+        """Without a guard, which holds the container's network until the takedown."""
+        assert self.used(host, job, "true")["usage"]["network_sent"] is None
+
+    def test_what_v1_forgets_is_unknown(self, host: Host, job: str) -> None:
+        usage = self.used(host, job, "true")["usage"]
+        v1 = host.run("test", "-d", "/sys/fs/cgroup/blkio", check=False).returncode == 0
+        assert (usage["block_read"] is None) == v1
+
+    def test_the_same_job_again_begins_with_nothing(self, host: Host, job: str) -> None:
+        first = self.used(host, job, "head -c 50000000 /dev/zero >/var/tmp/big")["usage"]
+        second = self.used(host, job, "true")["usage"]
+        assert second["memory"] < first["memory"] - 30_000_000
+
+    def test_a_cgroup_alone_is_found_and_removed(self, host: Host, job: str) -> None:
+        host.run("mkdir", "-p", f"/sys/fs/cgroup/memory{host.cgroup}/dockerjob_{job}/stale")
+        result = host.module("job_node", {"job_id": job, "state": "absent"})
+        assert result["changed"]
+        assert result["diff"]["before"]["cgroup"]
+
+    def test_a_host_that_is_not_prepared(self, host: Host, job: str) -> None:
+        host.run("mv", names.CGROUP_PARENT_FILE, f"{names.CGROUP_PARENT_FILE}.away")
+        try:
+            host.module("job_node", arguments(job, f"sleep 1; {BURN}"))
+            wait_for(host, job)
+            result = host.module("job_node", {"job_id": job, "state": "absent"})
+        finally:
+            host.run("mv", f"{names.CGROUP_PARENT_FILE}.away", names.CGROUP_PARENT_FILE)
+        assert set(result["usage"].values()) == {None}
+
+
+class TestLimits:
+    def cgroup(self, host: Host, job: str, controller: str, file: str) -> str:
+        """Read a file of the container's cgroup, in v1 or v2."""
+        container = host.docker("inspect", "--format", "{{.Id}}", f"{job}_node_0")
+        below = f"{host.cgroup}/dockerjob_{job}/{container}/{file}"
+        return host.run(
+            "sh", "-c", f"cat /sys/fs/cgroup/{controller}{below} || cat /sys/fs/cgroup{below}"
+        ).stdout
+
+    def test_two_that_compute_on_half_a_cpu_are_held_back(self, host: Host, job: str) -> None:
+        script = f"({ENDLESS}) & ({ENDLESS}) & exec sleep 600"
+        host.module("job_node", arguments(job, script, limits={"cpus": 0.5}))
+        host.run("sleep", "3")
+        stat = dict(line.split() for line in self.cgroup(host, job, "cpu", "cpu.stat").splitlines())
+        assert int(stat["nr_throttled"]) > 3
+        begin = float(host.run("cut", "-d", " ", "-f1", "/proc/uptime").stdout)
+        used = int(self.cgroup(host, job, "cpuacct", "cpuacct.usage"))
+        host.run("sleep", "3")
+        used = int(self.cgroup(host, job, "cpuacct", "cpuacct.usage")) - used
+        passed = float(host.run("cut", "-d", " ", "-f1", "/proc/uptime").stdout) - begin
+        assert used / 1e9 / passed < 0.65
+
+    def test_memory_beyond_the_limit_is_not_swapped_but_refused(self, host: Host, job: str) -> None:
+        limits = {"memory": 64 << 20, "tmp_size": 1 << 30}
+        host.module(
+            "job_node", arguments(job, "sleep 1; head -c 100000000 /dev/zero >/var/tmp/big", limits=limits)
+        )
+        swap = "memory.memsw.limit_in_bytes"
+        assert int(self.cgroup(host, job, "memory", swap)) == 64 << 20
+        wait_for(host, job)
+        result = host.module("job_node", {"job_id": job, "state": "absent"})
+        assert result["nodes"][0]["oom_killed"]
+        assert result["usage"]["memory"] < 65 << 20  # the job's cgroup has a little of its own
+
+    def test_swap_that_the_site_allows_comes_on_top(self, host: Host, job: str) -> None:
+        host.module("job_node", arguments(job, limits={"memory": 64 << 20, "swap": 32 << 20}))
+        assert int(self.cgroup(host, job, "memory", "memory.memsw.limit_in_bytes")) == 96 << 20
 
 
 class TestHostileUser:

@@ -20,6 +20,7 @@ from dockerjob.schedulers import (
     array_variables,
     command_environment,
     meaning_of_status,
+    message,
     on_compute_hosts,
     prove,
     read_allocation,
@@ -55,6 +56,79 @@ def test_slurm_is_asked_once_for_fixed_fields(tmp_path: Path) -> None:
     assert asked(tmp_path) == ["-h --noconvert -t all -o %A|%U|%T|%D|%C|%l|%N -j 11"]
 
 
+def test_slurm_is_asked_for_limits_where_the_site_says_so(tmp_path: Path) -> None:
+    path = program(
+        tmp_path,
+        'case "$*" in *-O*) echo cpu=3,mem=2048M,node=2;;'
+        " *) echo '11|1000|RUNNING|2|3|9:00|n[1-2]|1:00|1024M';; esac\n",
+    )
+    settings = BatchSettings.model_validate({"slurm": {"squeue": path, "limits": "ask"}})
+    record = prove(settings, Allocation("slurm", 11, None, HOSTS), "alice", 1000)
+    assert (record.run_time, record.memory_limit, record.memory_per) == (60, 1 << 30, "host")
+    assert asked(tmp_path) == [
+        "-h --noconvert -t all -o %A|%U|%T|%D|%C|%l|%N|%M|%m -j 11",
+        "-h --noconvert -t all -O tres-alloc:1024 -j 11",
+    ]
+
+
+def test_the_site_may_say_what_a_memory_limit_is_for(tmp_path: Path) -> None:
+    answer = (
+        '{"RECORDS":[{"JOBID":"748","STAT":"RUN","USER":"a","EXEC_HOST":"2*n1:n2","MEMLIMIT":"4 Gbytes"}]}'
+    )
+    lsf = {"bjobs": program(tmp_path, f"echo '{answer}'\n")}
+    job = Allocation("lsf", 748, None, HOSTS)
+    for section, expected in (({}, "slot"), ({"memory_per": "host"}, "host")):
+        settings = BatchSettings.model_validate({"lsf": {**lsf, **section}})
+        assert prove(settings, job, "a", 1000).memory_per == expected
+
+
+TEXT = "dockerjob: exit status 0; $(id) 'x' \"y\""
+
+
+@pytest.mark.parametrize(
+    ("system", "section", "job", "words"),
+    [
+        ("lsf", {"bjobs": "/b", "bpost": "bpost"}, Allocation("lsf", 748, 3, HOSTS), ["-d", TEXT, "748[3]"]),
+        (
+            "slurm",
+            {"squeue": "/q", "scontrol": "scontrol"},
+            Allocation("slurm", 11, None, HOSTS),
+            ["update", "JobId=11", f"AdminComment={TEXT}"],
+        ),
+    ],
+)
+def test_a_message_is_one_word_of_a_fixed_command_line(
+    tmp_path: Path, system: str, section: dict[str, str], job: Allocation, words: list[str]
+) -> None:
+    path = program(tmp_path, f"printf '%s\\n' \"$@\" >{tmp_path}/words\n")
+    given = {key: path if not value.startswith("/") else value for key, value in section.items()}
+    settings = BatchSettings.model_validate({system: given})
+    assert message(settings, job, TEXT) == ""
+    assert (tmp_path / "words").read_text().splitlines() == words
+
+
+def test_a_message_that_is_not_taken_is_said_and_no_error(tmp_path: Path) -> None:
+    job = Allocation("lsf", 748, None, HOSTS)
+    for lines, expected in (
+        (
+            "echo Job 748: Permission denied >&2; exit 255\n",
+            "bpost ended with 255: Job 748: Permission denied",
+        ),
+        ("exec sleep 9\n", "LSF did not answer about job 748 in 1 s"),
+    ):
+        section = {"bjobs": "/b", "bpost": program(tmp_path, lines), "timeout": 1}
+        assert message(BatchSettings.model_validate({"lsf": section}), job, TEXT) == expected
+    assert message(BatchSettings.model_validate({"lsf": {"bjobs": "/b", "bpost": "/no"}}), job, TEXT)
+    assert message(BatchSettings.model_validate({"lsf": {"bjobs": "/b"}}), job, TEXT) == ""
+
+
+def test_a_long_message_is_cut_to_what_lsf_takes(tmp_path: Path) -> None:
+    path = program(tmp_path, f'printf %s "$2" | wc -c >{tmp_path}/length\n')
+    settings = BatchSettings.model_validate({"lsf": {"bjobs": "/b", "bpost": path}})
+    message(settings, Allocation("lsf", 748, None, HOSTS), "x" * 5000)
+    assert int((tmp_path / "length").read_text()) == 511
+
+
 def test_grid_engine_is_asked_for_owner_hosts_and_sum(tmp_path: Path) -> None:
     job = "<JB_job_number>9</JB_job_number>"
     place = "<queue_name>q@n1</queue_name><master>MASTER</master><slots>1</slots><tasks>2</tasks>"
@@ -81,7 +155,9 @@ def test_lsf_is_asked_for_limits_where_the_site_says_so(tmp_path: Path) -> None:
     settings = BatchSettings.model_validate({"lsf": {"bjobs": program(tmp_path, ""), "limits": "ask"}})
     with pytest.raises(BatchError):
         prove(settings, Allocation("lsf", 748, None, HOSTS), "alice", 1000)
-    assert asked(tmp_path) == ["-a -X -o jobid jobindex stat user exec_host runtimelimit memlimit -json 748"]
+    assert asked(tmp_path) == [
+        "-a -X -o jobid jobindex stat user exec_host runtimelimit run_time memlimit -json 748"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +257,7 @@ def test_what_an_adapter_declares_is_documented(system: Any) -> None:
         *system.options,
         *map(str, system.statuses),
     ]
+    declared += [system.messenger] if system.messenger else []
     assert [name for name in declared if not re.search(rf"\b{name}\b", section)] == []
     for event, signals in system.signals.items():
         assert f"| {event} | {', '.join(signals)} |" in section, event

@@ -77,3 +77,17 @@ def test_stopping_and_going_on_twice_is_once(time: Time, clock: WallClock) -> No
     clock.go_on()
     assert clock.suspended_seconds == 20.0
     assert not clock.suspended
+
+
+def test_the_sooner_of_two_limits_counts_and_says_so(time: Time, clock: WallClock) -> None:
+    clock.bound(1000, "LSF's run limit of 9 s")
+    assert clock.remaining == 100
+    clock.bound(30, "LSF's run limit of 9 s")
+    assert (clock.remaining, clock.lifetime) == (30, 80)
+    clock.stop()
+    time.now += 10
+    clock.go_on()
+    assert clock.remaining == 30
+    time.now += 30
+    with pytest.raises(WallClockError, match=r"^LSF's run limit of 9 s is reached$"):
+        clock.check()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import pytest
-from dockerjob_core import container
+from dockerjob_core import container, node_options
 from dockerjob_core.container import ContainerSpec, Limits, Mount, Ulimit
 
 SPEC = ContainerSpec("748", 0, "openfoam", 1000, 1001, groups=(20, 30), env={"B": "2", "A": "1 x"})
@@ -52,7 +52,6 @@ LOOSENING = [
     "PidMode",
     "UTSMode",
     "UsernsMode",
-    "CgroupParent",
     "Binds",
     "DeviceCgroupRules",
     "Sysctls",
@@ -65,6 +64,12 @@ def test_what_would_loosen_it_has_no_place(option: str) -> None:
         SPEC, mounts=(Mount("/a", "/b"),), devices=("/dev/x",), labels={"a": "b"}, seccomp="{}"
     )
     assert option not in host_config(everything)
+
+
+def test_its_cgroup_is_what_the_host_says_and_nobody_else() -> None:
+    assert "CgroupParent" not in host_config(SPEC)
+    assert host_config(replace(SPEC, cgroup_parent="/jobs/748"))["CgroupParent"] == "/jobs/748"
+    assert "cgroup_parent" not in node_options.SPEC
 
 
 def test_marks_cannot_be_overridden() -> None:
@@ -92,15 +97,31 @@ def test_mounts_devices_and_profile() -> None:
 
 
 def test_limits() -> None:
-    limits = Limits(1 << 30, 1.5, "0-3", 1 << 20, 100, (Ulimit("memlock", -1, -1),))
+    limits = Limits(1 << 30, 0, 1.5, "0-3", 1 << 20, 100, (Ulimit("memlock", -1, -1),))
     config = host_config(replace(SPEC, limits=limits))
     assert (config["Memory"], config["MemorySwap"]) == (1 << 30, 1 << 30)
-    assert (config["NanoCpus"], config["CpusetCpus"]) == (1_500_000_000, "0-3")
+    assert (config["CpuQuota"], config["CpuPeriod"], config["CpusetCpus"]) == (150_000, 100_000, "0-3")
     assert config["Ulimits"] == [{"Name": "memlock", "Soft": -1, "Hard": -1}]
 
 
+def test_swap_is_beyond_memory_and_never_without_its_limit() -> None:
+    config = host_config(replace(SPEC, limits=Limits(memory=1 << 30, swap=1 << 20)))
+    assert (config["Memory"], config["MemorySwap"]) == (1 << 30, (1 << 30) + (1 << 20))
+    assert not {"Memory", "MemorySwap"} & host_config(replace(SPEC, limits=Limits(swap=1 << 20))).keys()
+
+
+@pytest.mark.parametrize(("cpus", "quota"), [(256.0, 25_600_000), (0.25, 25_000), (0.001, 1_000)])
+def test_cpus_may_be_more_than_the_host_has(cpus: float, quota: int) -> None:
+    """The daemon would refuse NanoCpus beyond its own; slots need not be CPUs."""
+    config = host_config(replace(SPEC, limits=Limits(cpus=cpus)))
+    assert (config["CpuQuota"], "NanoCpus" in config) == (quota, False)
+
+
 def test_no_limit_is_not_mentioned() -> None:
-    assert not {"Memory", "MemorySwap", "NanoCpus", "PidsLimit", "ShmSize"} & host_config(SPEC).keys()
+    assert (
+        not {"Memory", "MemorySwap", "CpuQuota", "CpuPeriod", "PidsLimit", "ShmSize"}
+        & host_config(SPEC).keys()
+    )
 
 
 def digest(spec: ContainerSpec, extra: str = "") -> str:
@@ -123,6 +144,7 @@ CHANGES: dict[str, object] = {
     "seccomp": "{}",
     "apparmor": "site",
     "devices": ("/dev/x",),
+    "cgroup_parent": "/jobs/748",
     "labels": {"a": "b"},
     "run": "1f",
 }

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,42 @@ def test_it_says_when_the_container_has_ended(broker: Broker) -> None:
     child.stdin.close()
     child.wait()
     assert broker.read() == {"ended": group[:8]}
+    broker.tell(end=True)
+    broker.die()
+
+
+def held_networks() -> set[str]:
+    """Network namespaces that this process, which is the guard's, has open."""
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return {name for name in found if name.startswith("net:")}
+
+
+def test_it_keeps_the_container_s_network_when_that_has_ended(broker: Broker) -> None:
+    """Its link has counted what the takedown asks for, and would be gone."""
+    child = subprocess.Popen(
+        ["unshare", "--user", "--net", sys.executable, "-c", "print(flush=True); input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdin
+    assert child.stdout
+    assert child.stdout.readline() == b"\n"
+    network = os.readlink(f"/proc/{child.pid}/ns/net")
+    before = held_networks()
+    group = Path(f"/proc/{child.pid}/cgroup").read_text()
+    broker.tell(watch={"pid": child.pid, "id": group[:8]})
+    broker.tell(arm=OPTIONS, remove=[])
+    for _ in range(100):
+        if held_networks() - before:
+            break
+        time.sleep(0.02)
+    child.stdin.close()
+    child.wait()
+    assert broker.read() == {"ended": group[:8]}
+    assert held_networks() - before == {network}
     broker.tell(end=True)
     broker.die()
 

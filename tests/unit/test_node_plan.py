@@ -91,6 +91,11 @@ class TestParse:
         made = parsed(limits=limits).container.limits
         assert (made.memory, made.cpus, made.ulimits[0].name) == (5, None, "core")
 
+    def test_cpus_that_are_said_come_before_those_of_a_cgroup(self) -> None:
+        limits = parsed(limits={"cpuset": "0", "cpuset_of": ["lsf/*/job.1.*"]}).container.limits
+        assert limits.cpuset == "0"
+        assert parsed(limits={"cpuset_of": ["no/such"]}).container.limits.cpuset is None
+
     def test_files_are_part_of_the_specification(self) -> None:
         def digest(**changes: Any) -> str:
             mark: str = parsed(**changes).payload()["Labels"]["dockerjob.spec"]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from dockerjob.broker.certificates import ClientCertificate
 from dockerjob.broker.identity import Identity, caller
+from dockerjob.broker.limits import job_limits
 from dockerjob.broker.plan import JobPlan
 from dockerjob.broker.policy import choose_application
 from dockerjob.config import Config, load_config
@@ -22,9 +23,11 @@ from dockerjob_core.allocation import Allocation, HostSlots
 from dockerjob_core.errors import ConfigError, PolicyError, RequestError
 from dockerjob_core.ipam import JobNetwork
 from dockerjob_core.jobtree import JobTree
+from dockerjob_core.schedulers.base import BatchRecord
 
 ALICE = Identity("alice", 2001, 2001, (2001, 100), "/home/alice", "/bin/bash")
 IMAGE = "sha256:" + "0" * 64
+RECORD = BatchRecord("RUN", "running", {"node1": 2, "node2": 1})
 HOSTILE = b"{{ lookup('pipe','id') }} $(id) \"'\n;"
 
 
@@ -58,19 +61,23 @@ def request(**changes: Any) -> JobRequest:
     return JobRequest(**{**values, **changes})
 
 
-@pytest.fixture
-def specs(config: Config) -> dict[str, dict[str, Any]]:
-    plan = JobPlan(
+def plan_of(config: Config, record: BatchRecord = RECORD) -> JobPlan:
+    return JobPlan(
         config,
         ALICE,
         request(),
         choose_application(config, "openfoam:1912"),
+        job_limits(config.container, record, request().allocation),
         JobNetwork("10.128.4.0/24", 104),
         JobTree("7_3", 17, 2),
         1.0,
         ClientCertificate(b"CERT", b"KEY"),
     )
-    return plan.host_specs()
+
+
+@pytest.fixture
+def specs(config: Config) -> dict[str, dict[str, Any]]:
+    return plan_of(config).host_specs()
 
 
 def files(spec: dict[str, Any]) -> dict[str, bytes]:
@@ -170,24 +177,24 @@ def test_accounts_nobody_may_work_with_are_refused(
 
 def test_limits_follow_the_slots_of_each_host(config: Config) -> None:
     container = config.container.model_copy(
-        update={"memory_per_slot": 1 << 30, "cpus_per_slot": 1.5, "apparmor_profile": "site"}
+        update={
+            "memory_per_slot": 1 << 30,
+            "swap_per_slot": 1 << 20,
+            "cpus_per_slot": 1.5,
+            "apparmor_profile": "site",
+        }
     )
-    plan = JobPlan(
-        config.model_copy(update={"container": container}),
-        ALICE,
-        request(),
-        choose_application(config, "openfoam:1912"),
-        JobNetwork("10.128.4.0/24", 104),
-        JobTree("7_3", 17, 2),
-        1.0,
-        ClientCertificate(b"CERT", b"KEY"),
-    )
+    plan = plan_of(config.model_copy(update={"container": container}))
     limits = [spec["limits"] for spec in plan.host_specs().values()]
     assert [(each["memory"], each["cpus"]) for each in limits] == [(2 << 30, 3.0), (1 << 30, 1.5)]
+    assert [each["swap"] for each in limits] == [2 << 20, 1 << 20]
     assert {(each["pids"], each["tmp_size"]) for each in limits} == {(4096, 1 << 30)}
     assert {spec["apparmor_profile"] for spec in plan.host_specs().values()} == {"site"}
     json.dumps(limits)
 
 
-def test_without_settings_there_is_no_limit_of_memory_and_cpus(specs: dict[str, dict[str, Any]]) -> None:
-    assert (specs["node1"]["limits"]["memory"], specs["node1"]["limits"]["cpus"]) == (None, None)
+def test_without_settings_a_slot_is_a_cpu_and_mpi_finds_its_limits(specs: dict[str, dict[str, Any]]) -> None:
+    limits = specs["node1"]["limits"]
+    assert (limits["memory"], limits["swap"], limits["cpus"], limits["cpuset"]) == (None, 0, 2.0, None)
+    hard = {limit["name"]: limit["hard"] for limit in limits["ulimits"]}
+    assert hard == {"memlock": -1, "stack": -1, "nofile": 65536}

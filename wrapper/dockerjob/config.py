@@ -19,7 +19,7 @@ from dockerjob_core.errors import ConfigError
 from dockerjob_core.ipam import NetworkPool
 from dockerjob_core.kvs import Endpoint, Kvs
 from dockerjob_core.schedulers import SYSTEMS
-from dockerjob_core.schedulers.base import BatchSystem
+from dockerjob_core.schedulers.base import BatchSystem, MemoryPer
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -29,6 +29,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     create_model,
+    model_validator,
 )
 
 CONFIG_FILE = Path("/etc/dockerjob/config.yml")
@@ -190,12 +191,50 @@ class Mount(_Model):
     propagation: Literal["rprivate", "rslave"] = "rprivate"
 
 
-class Ulimit(_Model):
-    """One resource limit of the containers; see setrlimit(2)."""
+UlimitName = Literal[
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+]
+"""What setrlimit(2) knows, in the Docker daemon's words."""
 
-    name: str
-    soft: int
-    hard: int
+UNLIMITED = -1
+
+
+class Ulimit(_Model):
+    """One resource limit of the containers; see setrlimit(2). -1 is no limit."""
+
+    name: UlimitName
+    soft: Annotated[int, Field(ge=UNLIMITED)]
+    hard: Annotated[int, Field(ge=UNLIMITED)]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Ulimit:
+        if self.hard != UNLIMITED and not 0 <= self.soft <= self.hard:
+            raise ValueError(
+                f"the soft limit of {self.name}, {self.soft}, is above the hard one, {self.hard}"
+            )
+        return self
+
+
+MPI_ULIMITS = (
+    Ulimit.model_construct(name="memlock", soft=UNLIMITED, hard=UNLIMITED),
+    Ulimit.model_construct(name="stack", soft=UNLIMITED, hard=UNLIMITED),
+    Ulimit.model_construct(name="nofile", soft=65536, hard=65536),
+)
+"""RDMA locks its buffers in memory, Fortran has large arrays on the stack, and each rank has sockets to many."""
 
 
 class Limits(_Model):
@@ -218,18 +257,21 @@ class Limits(_Model):
 class ContainerSettings(_Model):
     """What every container gets, whoever asks.  Sizes are bytes, or have a unit, such as ``4GiB``.
 
-    ``memory_per_slot`` and ``cpus_per_slot`` are multiplied by the slots on the container's host.
+    ``memory_per_slot`` and ``swap_per_slot`` are multiplied by the slots on the container's host, and
+    ``cpus_per_slot`` by the CPUs, where the batch system counts these.  What the batch system limits
+    further is limited further; nothing goes beyond these.
     ``environment`` is for COMMAND, such as a site's settings of MPI; a user's own variable wins.
     """
 
     seccomp_profile: AbsolutePath | None = None
     apparmor_profile: AppArmorProfile | None = None
     memory_per_slot: Annotated[ByteSize, Field(ge=16 << 20)] | None = None
-    cpus_per_slot: Annotated[float, Field(gt=0, le=1024)] | None = None
+    swap_per_slot: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)
+    cpus_per_slot: Annotated[float, Field(gt=0, le=1024)] | None = 1.0
     shm_size: Annotated[ByteSize, Field(ge=1 << 20)] | None = None
     tmp_size: Annotated[ByteSize, Field(ge=1 << 20)] = ByteSize(1 << 30)
     pids: Annotated[int, Field(ge=64)] = 4096
-    ulimits: tuple[Ulimit, ...] = ()
+    ulimits: tuple[Ulimit, ...] = MPI_ULIMITS
     devices: tuple[Device, ...] = ()
     environment: dict[str, str] = {}
 
@@ -240,15 +282,22 @@ class SystemSettings(_Model):
     ``environment`` is all that these programs get but PATH, for LSF usually LSF_ENVDIR and
     LSF_SERVERDIR.  ``launch_nodes`` are patterns of hosts that the batch system lists, and that don't
     compute.
+
+    ``memory_per`` says what a memory limit is for, where the site has it otherwise than the batch
+    system by itself.  ``overtime`` is how many seconds after the run limit a job is ended that the batch
+    system has not ended.
     """
 
     environment: dict[str, str] = {}
     timeout: Annotated[int, Field(ge=1, le=600)] = 30
     launch_nodes: tuple[str, ...] = ()
+    memory_per: MemoryPer | None = None
+    overtime: Annotated[int, Field(ge=0)] | None = None
 
     def plain(self) -> dict[str, str]:
-        """Return what the adapter itself declares: the paths of its programs, and its options."""
-        return {name: getattr(self, name) for name in type(self).model_fields.keys() - _COMMON}
+        """Return what the adapter itself declares and the site has: the paths of its programs, and its options."""
+        own = ((name, getattr(self, name)) for name in type(self).model_fields.keys() - _COMMON)
+        return {name: value for name, value in own if value is not None}
 
 
 _COMMON = SystemSettings.model_fields.keys()
@@ -258,7 +307,8 @@ def _section(system: BatchSystem) -> Any:
     """Make the field of one batch system, from what its adapter declares."""
     programs = dict.fromkeys(system.programs, (AbsolutePath, ...))
     options = {name: (Literal[values], values[0]) for name, values in system.options.items()}
-    fields: dict[str, Any] = {**programs, **options}
+    messenger = {system.messenger: (AbsolutePath | None, None)} if system.messenger else {}
+    fields: dict[str, Any] = {**programs, **options, **messenger}
     return (create_model(f"{system.name}_settings", __base__=SystemSettings, **fields) | None, None)
 
 

@@ -25,6 +25,8 @@ ReadFile = Callable[[str], str]
 Phase = Literal["waiting", "running", "suspended", "held", "none"]
 """What a state means: not started yet; runs; suspended; has its hosts, and nobody knows more; has no claim on any."""
 
+MemoryPer = Literal["job", "host", "slot", "cpu"]
+
 MOST_HOSTS = 65536
 """Hosts that one expression may stand for; Slurm's own limit for a range."""
 
@@ -54,7 +56,9 @@ class BatchRecord:
         total: what the job has on all hosts together, None where it is the sum of *hosts*.
         counted: ``slots`` are what a job claims; of ``cpus`` a job may claim fewer.
         run_limit: seconds the job may run, None for no limit, or none that can be read.
-        memory_limit: bytes of the whole job, likewise.
+        run_time: seconds that it has run of them, 0 where that can't be read.
+        memory_limit: bytes of memory, likewise.
+        memory_per: what these are for: the whole job, the job on each host, or each of its slots or CPUs.
     """
 
     state: str
@@ -65,7 +69,45 @@ class BatchRecord:
     total: int | None = None
     counted: Literal["slots", "cpus"] = "slots"
     run_limit: int | None = None
+    run_time: int = 0
     memory_limit: int | None = None
+    memory_per: MemoryPer = "job"
+
+    def cpus_on(self, host: HostSlots, slots: int) -> float:
+        """Return the CPUs that the job has on *host*; *slots* are those of all hosts.
+
+        A slot is a CPU, unless the batch system counts CPUs.  Where only those of all hosts are known,
+        each slot has the same share of them: the job never has more in all than it was given.
+        """
+        if self.counted == "slots":
+            return float(host.slots)
+        known = self.hosts.get(host.name)
+        if known is not None:
+            return float(known)
+        return float(host.slots) if self.total is None else self.total * host.slots / slots
+
+    def memory_on(self, host: HostSlots, slots: int) -> int | None:
+        """Return the bytes of memory that the job may use on *host*, None where no limit is known.
+
+        Of a limit for the whole job, a host has the share that it has of the CPUs.
+        """
+        if self.memory_limit is None:
+            return None
+        match self.memory_per:
+            case "host":
+                return self.memory_limit
+            case "slot":
+                return self.memory_limit * host.slots
+            case "cpu":
+                return int(self.memory_limit * self.cpus_on(host, slots))
+            case "job":
+                return int(self.memory_limit * self._share(host, slots))
+
+    def _share(self, host: HostSlots, slots: int) -> float:
+        known = [count for count in self.hosts.values() if count is not None]
+        if self.counted == "cpus" and len(known) == len(self.hosts) and host.name in self.hosts:
+            return self.cpus_on(host, slots) / sum(known)
+        return host.slots / slots
 
 
 class _Questions(Protocol):
@@ -95,6 +137,12 @@ class BatchSystem:
         statuses: exit statuses of a job that mean something to the batch system, and what.
         command_environment: variables for COMMAND that say which job it is.
         array_variables: further ones of an array's element, which COMMAND gets as they are.
+        cgroups: patterns (glob(7)) of the job's own cgroup on a host, below where a hierarchy is mounted;
+            gets the allocation and the owner's number. It is root's, so what it says is true.
+        overtime: seconds after the run limit in which the batch system itself ends a job: it warns first, or
+            looks only now and then.
+        messenger: program that attaches a text to a job; its path is a setting that may be left out.
+        message: the command line that does so; gets the allocation, the text, and the settings.
     """
 
     name: str
@@ -112,6 +160,10 @@ class BatchSystem:
     statuses: Mapping[int, str] = dataclasses.field(default_factory=dict)
     command_environment: Callable[[Allocation], Mapping[str, str]] = lambda allocation: {}
     array_variables: tuple[str, ...] = ()
+    cgroups: Callable[[Allocation, int], tuple[str, ...]] = lambda allocation, uid: ()
+    overtime: int = 60
+    messenger: str | None = None
+    message: Callable[[Allocation, str, Mapping[str, str]], tuple[str, ...]] | None = None
 
 
 def whole_number(variable: str, text: str, least: int = 1) -> int:

@@ -27,6 +27,7 @@ from .base import (
     Phase,
     ReadFile,
     array_index,
+    bytes_of,
     is_number,
     no_answer,
     parse_xml,
@@ -129,7 +130,10 @@ def record(answers: Sequence[Answer], allocation: Allocation) -> BatchRecord | N
             hosts=_slots(rows, sums) if phase in ("running", "suspended", "held") else {},
             user=_field(details, "JB_owner"),
             uid=int(uid),
-            run_limit=_run_limit(details),
+            run_limit=seconds_of(_request(details, "h_rt")),
+            # sge_queue_attributes(5): of each process, and h_vmem besides of the job's sum, which is per slot.
+            memory_limit=bytes_of(_request(details, "h_vmem")),
+            memory_per="slot",
         )
     except ValueError as error:
         said = f"{error}: {job.stdout}{job.stderr}"
@@ -190,12 +194,12 @@ def _slots(rows: Sequence[Element], sums: Sequence[Element]) -> Mapping[str, int
     raise ValueError(f"{slaves.total()} rows for {total} slots")
 
 
-def _run_limit(details: Element) -> int | None:
-    """Return the hard limit ``h_rt`` that the job asked for; the queue's own is not in the answer."""
+def _request(details: Element, name: str) -> str:
+    """Return the hard limit *name* that the job asked for, or nothing; the queue's own is not in the answer."""
     for request in details.iter("qstat_l_requests"):
-        if request.findtext("CE_name") == "h_rt":
-            return seconds_of(request.findtext("CE_stringval") or "")
-    return None
+        if request.findtext("CE_name") == name:
+            return request.findtext("CE_stringval") or ""
+    return ""
 
 
 def command_environment(allocation: Allocation) -> Mapping[str, str]:

@@ -37,11 +37,12 @@ from .base import (
     hosts_per_line,
     no_answer,
     read_named_file,
+    seconds_of,
     whole_number,
 )
 
 FIELDS = "jobid jobindex stat user exec_host"
-LIMITS = "runtimelimit memlimit"
+LIMITS = "runtimelimit run_time memlimit"
 """Not in the question unless the site says so: an LSF that doesn't know a field answers nothing at all."""
 
 PHASES: Mapping[str, Phase] = {
@@ -51,6 +52,9 @@ PHASES: Mapping[str, Phase] = {
     "SSUSP": "suspended",
     "UNKWN": "held",  # LSF has lost touch with one of the job's hosts
 }
+
+MOST_MESSAGE = 511
+"""bpost(1): the text may have 512 characters."""
 
 _EXEC_HOST = r"(?:([1-9][0-9]{0,5})\*)?([A-Za-z0-9][A-Za-z0-9._-]{0,252})"
 _FULL_ID = r"([1-9][0-9]{0,17})(?:\[([0-9]{1,9})\])?"
@@ -168,7 +172,10 @@ def record(answers: Sequence[Answer], allocation: Allocation) -> BatchRecord | N
         hosts=hosts_of(_text(found, "EXEC_HOST")),
         user=_text(found, "USER"),
         run_limit=run_limit_of(_text(found, "RUNTIMELIMIT")),
+        run_time=run_time_of(_text(found, "RUN_TIME")),
         memory_limit=bytes_of(_text(found, "MEMLIMIT")),
+        # bsub(1): -M is for each process, unless the site has it otherwise; a slot is the room of one.
+        memory_per="slot",
     )
 
 
@@ -209,6 +216,21 @@ def run_limit_of(text: str) -> int | None:
     """Seconds of ``RUNTIMELIMIT``, which is in minutes: ``60.0``, ``60.0/hostA``; None if there is none."""
     match = re.match(r"(\d{1,9})(?:\.(\d))?(?=/|\s|$)", text, re.ASCII)
     return int(match[1]) * 60 + int(match[2] or 0) * 6 if match else None
+
+
+def run_time_of(text: str) -> int:
+    """Seconds of ``RUN_TIME``: ``16038 second(s)``, or ``00:00:01``; 0 for any other text."""
+    return seconds_of(text.removesuffix(" second(s)")) or 0
+
+
+def cgroups(allocation: Allocation, uid: int) -> tuple[str, ...]:
+    """``lsf/CLUSTER/job.19[3].PID.TIME``, with ``LSF_PROCESS_TRACKING`` or ``LSF_LINUX_CGROUP_ACCT``."""
+    return (f"lsf/*/job.{bracketed_label(allocation).replace('[', '[[]')}.*",)
+
+
+def message(allocation: Allocation, text: str, settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Post *text* as a message of the job's, which ``bread`` and ``bjobs -l`` show."""
+    return (settings["bpost"], "-d", text[:MOST_MESSAGE], bracketed_label(allocation))
 
 
 def command_environment(allocation: Allocation) -> Mapping[str, str]:
@@ -252,4 +274,9 @@ SYSTEM = BatchSystem(
     },
     command_environment=command_environment,
     array_variables=("LSB_JOBINDEX_STEP", "LSB_JOBINDEX_END"),
+    cgroups=cgroups,
+    # SIGUSR2 comes at the run limit, and the rest ten minutes later.
+    overtime=660,
+    messenger="bpost",
+    message=message,
 )

@@ -129,7 +129,7 @@ def _record(found: Mapping[str, Any], torque: bool) -> BatchRecord:
     state, limits = found["job_state"], found.get("Resource_List", {})
     if not isinstance(state, str):
         raise TypeError("no state")
-    exec_host = found.get("exec_host", "")
+    exec_host, used = found.get("exec_host", ""), found.get("resources_used")
     return BatchRecord(
         state=state,
         phase=PHASES.get(state, "none"),
@@ -137,6 +137,7 @@ def _record(found: Mapping[str, Any], torque: bool) -> BatchRecord:
         user=found["Job_Owner"].rpartition("@")[0],
         counted="slots" if torque else "cpus",
         run_limit=seconds_of(str(limits.get("walltime", ""))),
+        run_time=seconds_of(str(used.get("walltime", ""))) or 0 if isinstance(used, Mapping) else 0,
         memory_limit=bytes_of(str(limits.get("mem", ""))),
     )
 

@@ -24,8 +24,10 @@ from .base import (
     BatchRecord,
     BatchSystem,
     Environment,
+    MemoryPer,
     Phase,
     ReadFile,
+    bytes_of,
     is_number,
     no_answer,
     seconds_of,
@@ -34,6 +36,12 @@ from .base import (
 
 FORMAT = "%A|%U|%T|%D|%C|%l|%N"
 """Job id, numeric uid, state, nodes, CPUs, time limit, node list: all of them Slurm's own."""
+
+LIMITED_FORMAT = f"{FORMAT}|%M|%m"
+"""Besides, where the site says so: the time used, and the memory asked for, of a node or of a CPU."""
+
+ALLOCATED = "tres-alloc:1024"
+"""What is allocated in all, ``cpu=6,mem=6000M,node=2,billing=6``: this tells what the memory is for."""
 
 PHASES: Mapping[str, Phase] = {
     "PENDING": "waiting",
@@ -204,9 +212,14 @@ def label(allocation: Allocation) -> str:
 
 def questions(allocation: Allocation, user: str, settings: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
     """Ask for the job in whatever state, without a header and with plain numbers."""
-    return (
-        (settings["squeue"], "-h", "--noconvert", "-t", "all", "-o", FORMAT, "-j", str(allocation.number)),
-    )
+
+    def squeue(option: str, fields: str) -> tuple[str, ...]:
+        which = ("-j", str(allocation.number))
+        return (settings["squeue"], "-h", "--noconvert", "-t", "all", option, fields, *which)
+
+    if settings.get("limits") == "ask":
+        return squeue("-o", LIMITED_FORMAT), squeue("-O", ALLOCATED)
+    return (squeue("-o", FORMAT),)
 
 
 def record(answers: Sequence[Answer], allocation: Allocation) -> BatchRecord | None:
@@ -218,18 +231,20 @@ def record(answers: Sequence[Answer], allocation: Allocation) -> BatchRecord | N
     Raises:
         BatchError: the output holds no answer.
     """
-    [answer] = answers
+    answer, *more = answers
+    columns = (LIMITED_FORMAT if more else FORMAT).count("|") + 1
     if answer.status and "Invalid job id specified" in answer.stderr:
         return None
     rows = [line.split("|") for line in answer.stdout.splitlines() if line.strip()]
-    if answer.status or any(len(row) != FORMAT.count("|") + 1 for row in rows):
+    if answer.status or any(len(row) != columns for row in rows):
         raise _no_answer(answer, allocation)
     mine = [row for row in rows if row[0] == str(allocation.number)]
     if not mine:
         return None
     if len(mine) > 1 or not all(is_number(mine[0][column]) for column in (1, 3, 4)):
         raise _no_answer(answer, allocation)
-    _, uid, state, nodes, cpus, limit, node_list = mine[0]
+    _, uid, state, nodes, cpus, limit, node_list, *used = mine[0]
+    memory, per = _memory(used[1], more[0].stdout, int(nodes), int(cpus)) if used else (None, "job")
     return BatchRecord(
         state=state,
         phase=PHASES.get(state, "none"),
@@ -238,7 +253,29 @@ def record(answers: Sequence[Answer], allocation: Allocation) -> BatchRecord | N
         total=int(cpus),
         counted="cpus",
         run_limit=run_limit_of(limit),
+        run_time=seconds_of(used[0]) or 0 if used else 0,
+        memory_limit=memory,
+        memory_per=per,
     )
+
+
+def _memory(asked: str, allocated: str, nodes: int, cpus: int) -> tuple[int | None, MemoryPer]:
+    """Return the memory limit, and what it is for: squeue's ``%m`` is that of ``--mem`` or of ``--mem-per-cpu``.
+
+    Which of them tells the sum.  Who asked for none has all memory of his nodes (seen with 22.05, and
+    ``CR_Core_Memory``), and nobody else has any there.  Where an array's other tasks are in the answer too,
+    nothing is known.
+    """
+    rows = allocated.split()
+    found = re.search(r"(?:^|,)mem=([0-9.]+[KMGTP]?)(?:,|$)", rows[0]) if len(rows) == 1 else None
+    total, each = bytes_of(found[1]) if found else None, bytes_of(asked)
+    if not total or not each:
+        return None, "job"
+    if each * nodes == total:
+        return each, "host"
+    if each * cpus == total:
+        return each, "cpu"
+    return total, "job"
 
 
 def _no_answer(answer: Answer, allocation: Allocation) -> BatchError:
@@ -255,6 +292,19 @@ def _hosts(node_list: str, count: int) -> list[str]:
     if len(names) != count:
         raise BatchError(f"squeue gave {count} nodes, and the names of {len(names)}: {node_list[:200]!r}")
     return names
+
+
+def cgroups(allocation: Allocation, uid: int) -> tuple[str, ...]:
+    """In cgroup v1, and in v2 (src/plugins/cgroup of Slurm 22.05); Debian's has the node's name in it."""
+    return (
+        f"slurm*/uid_{uid:d}/job_{allocation.number:d}",
+        f"system.slice/*slurmstepd.scope/job_{allocation.number:d}",
+    )
+
+
+def message(allocation: Allocation, text: str, settings: Mapping[str, str]) -> tuple[str, ...]:
+    """Make *text* the job's comment of the administrator's, which ``sacct`` keeps; ``Comment`` is the user's."""
+    return (settings["scontrol"], "update", f"JobId={allocation.number}", f"AdminComment={text}")
 
 
 def run_limit_of(text: str) -> int | None:
@@ -280,6 +330,7 @@ SYSTEM = BatchSystem(
     read=read,
     label=label,
     programs=("squeue",),
+    options={"limits": ("skip", "ask")},
     questions=questions,
     record=record,
     signals={
@@ -288,4 +339,9 @@ SYSTEM = BatchSystem(
         "scontrol suspend": ("SIGTSTP", "SIGSTOP"),
         "scontrol resume": ("SIGCONT",),
     },
+    cgroups=cgroups,
+    # It looks once a minute, and KillWait comes after that.
+    overtime=120,
+    messenger="scontrol",
+    message=message,
 )

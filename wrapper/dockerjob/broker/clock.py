@@ -22,12 +22,17 @@ class WallClock:
             suspension: how long it may be suspended in all.
             now: the time in seconds; not that of the day, which may be set while the job runs.
         """
-        self._limit = limit
+        self._what = f"the wall-clock limit of {limit} s"
         self._suspension = suspension
         self._now = now
         self._deadline = now() + limit
         self._since: float | None = None
         self._suspended = 0.0
+
+    def bound(self, remaining: float, what: str) -> None:
+        """End in *remaining* seconds from now, if that is sooner; *what* is the limit for people."""
+        if self._now() + remaining < self._deadline:
+            self._deadline, self._what = self._now() + remaining, what
 
     @property
     def suspended(self) -> bool:
@@ -81,4 +86,4 @@ class WallClock:
             raise WallClockError(
                 f"the job was suspended for more than {self._suspension} s (limits.suspension)"
             )
-        raise WallClockError(f"the wall-clock limit of {self._limit} s is reached")
+        raise WallClockError(f"{self._what} is reached")

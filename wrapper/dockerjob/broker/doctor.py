@@ -91,7 +91,8 @@ def batch(config: Config) -> Iterator[Finding]:
         (f"batch.{system.name}.{program}", section.plain()[program])
         for system in SYSTEMS.values()
         if (section := config.batch.of(system.name))
-        for program in system.programs
+        for program in (*system.programs, system.messenger)
+        if program in section.plain()
     ]
     if not programs:
         yield Finding("wrong", "this host", "batch system", "none is configured", "set submit_host_batch")

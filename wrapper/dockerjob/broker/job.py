@@ -30,7 +30,7 @@ from dockerjob_core.schedulers.base import BatchRecord
 
 from ..config import Config
 from ..request import JobRequest
-from ..schedulers import confirm, meaning_of_status, on_compute_hosts, prove
+from ..schedulers import confirm, meaning_of_status, message, on_compute_hosts, prove, run_limit
 from .audit import Audit
 from .certificates import issue
 from .cleanup import clean_etcd, clean_hosts
@@ -40,6 +40,7 @@ from .identity import Identity
 from .inbox import AllocationLost, Inbox, NodeEnded, OutputEnded, Suspended
 from .inventory import job_inventory
 from .lead import Lead
+from .limits import NodeLimits, bound_cpus, job_limits
 from .nodes import Nodes
 from .output import Output
 from .plan import JobPlan
@@ -88,6 +89,8 @@ class Job:
         self._config = config
         self._identity = identity
         allocation = on_compute_hosts(config.batch, request.allocation)
+        # Launch nodes come first.
+        self._on_first_host = allocation.hosts[0] == request.allocation.hosts[0]
         self._request = request = dataclasses.replace(request, allocation=allocation)
         self._inbox = inbox
         self._audit = audit
@@ -107,6 +110,7 @@ class Job:
         self._nodes = Nodes(self._connections, self.job_id, self._hosts)
         wall_clock = min(request.wall_clock or config.limits.wall_clock, config.limits.wall_clock)
         self._clock = WallClock(wall_clock, config.limits.suspension)
+        self._limits: dict[str, NodeLimits] = {}
         self._tree: JobTree | None = None
         self._presence: Presence | None = None
         self._started = False
@@ -120,7 +124,16 @@ class Job:
         self.report.suspended = self._clock.suspended_seconds
         if meaning := meaning_of_status(self._request.allocation, self.report.status):
             self.report.notes.append(f"exit status {self.report.status}: {meaning}")
+        self._tell_batch_system()
         return self.report.status
+
+    def _tell_batch_system(self) -> None:
+        """Have the batch system keep what the job used, if the site wants that; no failure changes the job's status."""
+        if not self.report.usage:
+            return
+        failed = message(self._config.batch, self._request.allocation, self.report.summary())
+        if failed:
+            self.report.notes.append(f"what the job used was not given to the batch system: {failed}")
 
     def _run(self) -> int:
         with self._connected() as kvs:
@@ -152,7 +165,7 @@ class Job:
             try:
                 kvs = self._config.etcd.connect()
                 kvs.get(names.job_index_key(self.job_id))
-                self._note_limits(proof.result())
+                self._take_limits(proof.result())
                 hosts.result()
             except DockerjobError:
                 # What is still connecting would stay behind, if it were closed now.
@@ -173,9 +186,20 @@ class Job:
         user = self._identity
         return prove(self._config.batch, self._request.allocation, user.name, user.uid)
 
-    def _note_limits(self, record: BatchRecord) -> None:
-        """Keep the batch system's own limits for the report: it may end the job before the wall-clock does."""
+    def _take_limits(self, record: BatchRecord) -> None:
+        """Let the batch system's own limits hold here, too.
+
+        Raises:
+            RequestError: with these no container would start.
+        """
+        allocation = self._request.allocation
+        self._limits = job_limits(
+            self._config.container, record, allocation, bound_cpus() if self._on_first_host else ()
+        )
+        self.report.limits = {host: dataclasses.asdict(limits) for host, limits in self._limits.items()}
         self.report.run_limit, self.report.memory_limit = record.run_limit, record.memory_limit
+        if limit := run_limit(self._config.batch, allocation, record):
+            self._clock.bound(*limit)
 
     def _prepare(self, kvs: Kvs) -> JobPlan:
         """Make the job's record, its tree, lease and identity in etcd, and reserve its network."""
@@ -199,6 +223,7 @@ class Job:
                 self._identity,
                 self._request,
                 self._application,
+                self._limits,
                 network,
                 tree,
                 lifetime,
@@ -338,6 +363,9 @@ class Job:
                 run = self._new_teardown()
                 results = self._clean_hosts(run)
         self._node_results = results.returned
+        self.report.usage = {
+            host: used["usage"] for host, used in results.returned.items() if "usage" in used
+        }
         self._complete_output()
         self._note_lack_of_memory()
         self.report.leftovers += [f"{host}: {reason}" for host, reason in results.failed.items()]

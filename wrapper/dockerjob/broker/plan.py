@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,9 +25,10 @@ from dockerjob_core.jobtree import JobTree
 
 from ..config import Application, Config
 from ..request import JobRequest
-from ..schedulers import command_environment
+from ..schedulers import command_environment, job_cgroups
 from .certificates import ClientCertificate
 from .identity import Identity
+from .limits import NodeLimits
 from .policy import is_mounted
 
 _MOUNTED_OVER = (
@@ -41,14 +43,16 @@ _MOUNTED_OVER = (
 class JobPlan:
     """Everything known of a job before a host is asked to do anything.
 
-    ``tree`` is the run in etcd, ``lifetime`` the seconds after which the agents end the job, whatever
-    comes; the broker ends it before, at the end of its wall-clock.
+    ``limits`` are those of the nodes by their hosts.  ``tree`` is the run in etcd, ``lifetime`` the
+    seconds after which the agents end the job, whatever comes; the broker ends it before, at the end of
+    its wall-clock.
     """
 
     config: Config
     identity: Identity
     request: JobRequest
     application: Application
+    limits: Mapping[str, NodeLimits]
     network: JobNetwork
     tree: JobTree
     lifetime: float
@@ -106,18 +110,17 @@ class JobPlan:
             "address": f"{nodes[index]['address']}/{prefix_length}",
             "vlan": self.network.vlan,
             "mtu": network.mtu,
-            "limits": self._limits(nodes[index]["slots"]),
+            "limits": self._limits(nodes[index]["host"]),
             "seccomp_profile": container.seccomp_profile,
             "apparmor_profile": container.apparmor_profile,
             "devices": list(container.devices),
         }
 
-    def _limits(self, slots: int) -> dict[str, Any]:
+    def _limits(self, host: str) -> dict[str, Any]:
         container = self.config.container
-        memory, cpus = container.memory_per_slot, container.cpus_per_slot
         return {
-            "memory": None if memory is None else memory * slots,
-            "cpus": None if cpus is None else cpus * slots,
+            **dataclasses.asdict(self.limits[host]),
+            "cpuset_of": list(job_cgroups(self.request.allocation, self.identity.uid)),
             "shm_size": container.shm_size,
             "tmp_size": container.tmp_size,
             "pids": container.pids,

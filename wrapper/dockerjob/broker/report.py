@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from .usage import total, used
+
 Phase = Literal["prepare", "start", "discovery", "compute", "teardown"]
 
 
@@ -35,6 +37,8 @@ class Report:
     run_limit: int | None = None
     memory_limit: int | None = None
     leftovers: list[str] = dataclasses.field(default_factory=list)
+    limits: dict[str, Any] = dataclasses.field(default_factory=dict)
+    usage: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     hosts_detail: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -59,12 +63,25 @@ class Report:
         ]
         if self.suspended:
             lines.append(f"  suspended    {self.suspended:.2f} s, in compute")
+        if self.usage:
+            lines.append(f"  used         {used(self.total)}")
         lines += [f"  note         {note}" for note in self.notes]
         lines += [f"  left behind  {leftover}" for leftover in self.leftovers]
         return lines
 
+    @property
+    def total(self) -> dict[str, Any]:
+        """What the job has used on all hosts, of memory the most on one of them; None where a host doesn't know."""
+        return total(list(self.usage.values()))
+
+    def summary(self) -> str:
+        """Return the report in one line, for the batch system; nothing of it is a user's."""
+        compute = self.phases.get("compute", 0.0) - self.suspended
+        times = f"compute {compute:.0f} s, suspended {self.suspended:.0f} s"
+        return f"dockerjob: exit status {self.status}, {times}, {used(self.total)}"
+
     def append_to(self, path: Path) -> None:
         """Add the report as one JSON line to the site's log."""
-        record = {"time": datetime.now(UTC).isoformat(), **dataclasses.asdict(self)}
+        record = {"time": datetime.now(UTC).isoformat(), **dataclasses.asdict(self), "total": self.total}
         with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")

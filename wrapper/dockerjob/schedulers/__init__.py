@@ -12,11 +12,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dockerjob_core import schedulers
 from dockerjob_core.allocation import Allocation, without
-from dockerjob_core.errors import PolicyError, RequestError
+from dockerjob_core.errors import BatchError, PolicyError, RequestError
 from dockerjob_core.schedulers.base import BatchRecord, BatchSystem, Phase
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 SITE_FILE = Path("/etc/default/dockerjob")
 """Where a site says, for all of its users, what DOCKERJOB_BATCH is; a user's own variable wins."""
+
+
+class RunLimit(NamedTuple):
+    """The *seconds* that a job has left from now on, and *what* says so."""
+
+    seconds: int
+    what: str
 
 
 def read_allocation(environment: Mapping[str, str], site_file: Path = SITE_FILE) -> Allocation:
@@ -75,6 +82,12 @@ def array_variables(allocation: Allocation) -> tuple[str, ...]:
     return system.array_variables if system and allocation.array_index is not None else ()
 
 
+def job_cgroups(allocation: Allocation, uid: int) -> tuple[str, ...]:
+    """Return patterns of the cgroup that the batch system has for a proven job on a host."""
+    system = schedulers.SYSTEMS.get(allocation.scheduler)
+    return system.cgroups(allocation, uid) if system else ()
+
+
 def meaning_of_status(allocation: Allocation, status: int) -> str:
     """Say what the batch system takes a job's exit status for; empty if for nothing but a status."""
     system = schedulers.SYSTEMS.get(allocation.scheduler)
@@ -105,6 +118,37 @@ def confirm(settings: BatchSettings, allocation: Allocation, user: str, uid: int
 
     system, section = _section(settings, allocation)
     return proof.confirm(system, section, proof.Claim(allocation, user, uid))
+
+
+def run_limit(settings: BatchSettings, allocation: Allocation, record: BatchRecord) -> RunLimit | None:
+    """Return when the job has to be ended that the batch system has not ended, None if it may run for ever."""
+    if record.run_limit is None:
+        return None
+    system, section = _section(settings, allocation)
+    overtime = system.overtime if section.overtime is None else section.overtime
+    remaining = max(0, record.run_limit - record.run_time)
+    return RunLimit(remaining + overtime, f"{system.title}'s run limit of {record.run_limit} s")
+
+
+def message(settings: BatchSettings, allocation: Allocation, text: str) -> str:
+    """Attach *text*, which is ours, to the job in the batch system, if the site has said by which program.
+
+    Returns:
+        why that failed; empty if it did not.
+    """
+    system, section = _section(settings, allocation)
+    plain = section.plain()
+    if system.message is None or system.messenger not in plain:
+        return ""
+    from . import proof
+
+    try:
+        argv = system.message(allocation, text, plain)
+        answer = proof.ask(system, section, argv, system.label(allocation))
+    except BatchError as error:
+        return str(error)
+    said = " ".join((answer.stderr or answer.stdout).split())[:200]
+    return f"{system.messenger} ended with {answer.status}: {said}" if answer.status else ""
 
 
 def _section(settings: BatchSettings, allocation: Allocation) -> tuple[BatchSystem, SystemSettings]:

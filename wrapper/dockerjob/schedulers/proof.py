@@ -71,7 +71,10 @@ def _ask_and_check(
 ) -> BatchRecord:
     questions = system.questions(claim.allocation, claim.user, settings.plain())
     answers = [ask(system, settings, argv, system.label(claim.allocation)) for argv in questions]
-    return check(system.record(answers, claim.allocation), system, settings, claim, phases)
+    record = system.record(answers, claim.allocation)
+    if record and settings.memory_per:
+        record = dataclasses.replace(record, memory_per=settings.memory_per)
+    return check(record, system, settings, claim, phases)
 
 
 def check(
