@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 
 CREATE = "create link"
+
+ATTEMPTS = 3
+PAUSE = 0.5
+"""Tries of a step that may be repeated, and seconds between them."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,16 @@ class Have:
 
 @dataclass(frozen=True)
 class Run:
-    """A step that runs a program; one that only *deletes* links has not failed when they are gone."""
+    """A step that runs a program; one that only *deletes* links has not failed when they are gone.
+
+    One that may be repeated is tried *attempts* times: a switch under load turns a connection away.
+    """
 
     name: str
     argv: tuple[str, ...]
     input: str | None = None
     deletes: tuple[str, ...] = ()
+    attempts: int = 1
 
 
 @dataclass(frozen=True)
@@ -227,7 +236,9 @@ def _plan_new(want: PortSpec, state: ovs.OvsState, userspace: bool) -> tuple[Ste
 def _guard(bridge: str, lines: Sequence[str]) -> tuple[Step, ...]:
     if not lines:
         return ()
-    return (Run("set flows", flows.setting(bridge), "".join(f"{line}\n" for line in lines)),)
+    return (
+        Run("set flows", flows.setting(bridge), "".join(f"{line}\n" for line in lines), attempts=ATTEMPTS),
+    )
 
 
 def _first_lines(want: PortSpec) -> list[str]:
@@ -330,7 +341,10 @@ def plan_detach(
     if links:
         lines = "".join(f"link delete {name}\n" for name in links)
         steps.append(Run("delete link", ("ip", "-force", "-batch", "-"), lines, tuple(links)))
-    steps += (Run("remove flows", flows.removing(bridge, cookie)) for bridge, cookie in sorted(guarded))
+    steps += (
+        Run("remove flows", flows.removing(bridge, cookie), attempts=ATTEMPTS)
+        for bridge, cookie in sorted(guarded)
+    )
     return tuple(steps)
 
 
@@ -348,12 +362,17 @@ def execute(steps: Sequence[Step]) -> None:
 
 
 def _run(step: Run) -> None:
-    try:
-        run(step.argv, input=step.input)
-    except CommandError:
-        # A veth goes by itself, a moment after the network namespace of its other end.
-        if not step.deletes or any(map(link_exists, step.deletes)):
-            raise
+    for left in reversed(range(step.attempts)):
+        try:
+            run(step.argv, input=step.input)
+            return
+        except CommandError:
+            # A veth goes by itself, a moment after the network namespace of its other end.
+            if step.deletes and not any(map(link_exists, step.deletes)):
+                return
+            if not left:
+                raise
+        time.sleep(PAUSE)
 
 
 def _write(path: str, value: str) -> None:
