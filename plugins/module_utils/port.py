@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
 CREATE = "create link"
 
-ATTEMPTS = 3
-PAUSE = 0.5
-"""Tries of a step that may be repeated, and seconds between them."""
+PATIENCE, PAUSE = 3.0, 0.5
+"""Seconds after its first try in which a step that may be repeated is tried again, and between tries."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +99,14 @@ class Have:
 class Run:
     """A step that runs a program; one that only *deletes* links has not failed when they are gone.
 
-    One that may be repeated is tried *attempts* times: a switch under load turns a connection away.
+    One that may be repeated is tried again for *patience* seconds: a switch under load turns a connection away.
     """
 
     name: str
     argv: tuple[str, ...]
     input: str | None = None
     deletes: tuple[str, ...] = ()
-    attempts: int = 1
+    patience: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ def _guard(bridge: str, lines: Sequence[str]) -> tuple[Step, ...]:
     if not lines:
         return ()
     return (
-        Run("set flows", flows.setting(bridge), "".join(f"{line}\n" for line in lines), attempts=ATTEMPTS),
+        Run("set flows", flows.setting(bridge), "".join(f"{line}\n" for line in lines), patience=PATIENCE),
     )
 
 
@@ -342,7 +341,7 @@ def plan_detach(
         lines = "".join(f"link delete {name}\n" for name in links)
         steps.append(Run("delete link", ("ip", "-force", "-batch", "-"), lines, tuple(links)))
     steps += (
-        Run("remove flows", flows.removing(bridge, cookie), attempts=ATTEMPTS)
+        Run("remove flows", flows.removing(bridge, cookie), patience=PATIENCE)
         for bridge, cookie in sorted(guarded)
     )
     return tuple(steps)
@@ -362,7 +361,8 @@ def execute(steps: Sequence[Step]) -> None:
 
 
 def _run(step: Run) -> None:
-    for left in reversed(range(step.attempts)):
+    end = time.monotonic() + step.patience
+    while True:
         try:
             run(step.argv, input=step.input)
             return
@@ -370,7 +370,7 @@ def _run(step: Run) -> None:
             # A veth goes by itself, a moment after the network namespace of its other end.
             if step.deletes and not any(map(link_exists, step.deletes)):
                 return
-            if not left:
+            if time.monotonic() >= end:
                 raise
         time.sleep(PAUSE)
 
