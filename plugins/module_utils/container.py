@@ -28,13 +28,18 @@ if TYPE_CHECKING:
 DOCKER_HOST = "unix:///var/run/docker.sock"
 ENTRYPOINT = ("/opt/dockerjob/bin/dockerjob-agent", "init")
 
+LOG_BYTES = 16 << 30
+LOG_ENTRY_BYTES = 48
+"""What an entry of the log takes besides its text, at most: a line, or 16 kB of a longer one."""
+
 LOG: Mapping[str, Any] = {
     "Type": "local",
-    "Config": {"max-size": "1g", "max-file": "2", "compress": "false"},
+    "Config": {"max-size": str(LOG_BYTES), "max-file": "2", "compress": "false"},
 }
 """Where the output waits for ``docker logs --follow``: in a format that keeps every byte, which JSON does not.
 
-2 GB are no danger to a host's disk, and more than a reader that keeps up will ever leave.
+A follower loses lines when dockerd goes on to the next file (seen with 20.10), so it must never get there:
+the broker ends a job that has written half as much.
 """
 
 TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108  # in the container

@@ -10,7 +10,8 @@ takes the node down.  The other way round, it tells the broker that the node's c
 ended, and its connection's end tells that the host is gone.
 
 Besides, it sees to the job's network: when ovs-vswitchd is started anew, it puts the flows
-back, see :mod:`.switch`.  It sleeps in poll(2) while the job computes; the one on the first host looks once a second at the job's cgroup.
+back, see :mod:`.switch`.  It sleeps in poll(2) while the job
+computes; the one on the first host looks once a second at the job's cgroup.
 
 Lines of JSON that it reads::
 
@@ -39,8 +40,8 @@ from typing import TYPE_CHECKING, Any
 from .adoption import Freezer, adopt
 from .errors import HostError
 from .names import host_job_directory
-from .standby import Standby
 from .release import announce
+from .standby import Standby
 from .switch import SwitchWatch
 
 if TYPE_CHECKING:
@@ -189,6 +190,7 @@ class Guard:
         if self._standby:
             self._standby.release()
             self._standby = None
+
     def _adopt(self, broker: Mapping[str, Any]) -> None:
         """Take the broker out of the job's cgroup; where that can't be, it stays, and goes when its job does."""
         try:

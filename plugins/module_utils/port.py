@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 
 CREATE = "create link"
+
+PATIENCE, PAUSE = 3.0, 0.5
+"""Seconds after its first try in which a step that may be repeated is tried again, and between tries."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,16 @@ class Have:
 
 @dataclass(frozen=True)
 class Run:
-    """A step that runs a program; one that only *deletes* links has not failed when they are gone."""
+    """A step that runs a program; one that only *deletes* links has not failed when they are gone.
+
+    One that may be repeated is tried again for *patience* seconds: a switch under load turns a connection away.
+    """
 
     name: str
     argv: tuple[str, ...]
     input: str | None = None
     deletes: tuple[str, ...] = ()
+    patience: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -227,7 +235,9 @@ def _plan_new(want: PortSpec, state: ovs.OvsState, userspace: bool) -> tuple[Ste
 def _guard(bridge: str, lines: Sequence[str]) -> tuple[Step, ...]:
     if not lines:
         return ()
-    return (Run("set flows", flows.setting(bridge), "".join(f"{line}\n" for line in lines)),)
+    return (
+        Run("set flows", flows.setting(bridge), "".join(f"{line}\n" for line in lines), patience=PATIENCE),
+    )
 
 
 def _first_lines(want: PortSpec) -> list[str]:
@@ -330,7 +340,10 @@ def plan_detach(
     if links:
         lines = "".join(f"link delete {name}\n" for name in links)
         steps.append(Run("delete link", ("ip", "-force", "-batch", "-"), lines, tuple(links)))
-    steps += (Run("remove flows", flows.removing(bridge, cookie)) for bridge, cookie in sorted(guarded))
+    steps += (
+        Run("remove flows", flows.removing(bridge, cookie), patience=PATIENCE)
+        for bridge, cookie in sorted(guarded)
+    )
     return tuple(steps)
 
 
@@ -348,12 +361,18 @@ def execute(steps: Sequence[Step]) -> None:
 
 
 def _run(step: Run) -> None:
-    try:
-        run(step.argv, input=step.input)
-    except CommandError:
-        # A veth goes by itself, a moment after the network namespace of its other end.
-        if not step.deletes or any(map(link_exists, step.deletes)):
-            raise
+    end = time.monotonic() + step.patience
+    while True:
+        try:
+            run(step.argv, input=step.input)
+            return
+        except CommandError:
+            # A veth goes by itself, a moment after the network namespace of its other end.
+            if step.deletes and not any(map(link_exists, step.deletes)):
+                return
+            if time.monotonic() >= end:
+                raise
+        time.sleep(PAUSE)
 
 
 def _write(path: str, value: str) -> None:

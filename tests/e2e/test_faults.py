@@ -100,6 +100,15 @@ def test_much_output_is_neither_lost_nor_kept_in_memory(cluster: Cluster) -> Non
     assert most < 150_000  # KiB, of the largest process
 
 
+def test_more_output_than_the_site_allows_ends_the_job(cluster: Cluster, site_config: Any) -> None:
+    site_config("limits", "node1", output=1 << 20)
+    done = cluster.submit(job("yes"))
+    assert done.status == 202, done.err
+    assert "COMMAND's output is larger than 1.0MiB (limits.output)" in done.err
+    assert set(done.out) == {"y", "\n"}
+    assert len(done.out) < 1 << 20
+
+
 def test_the_broker_is_killed_during_teardown(cluster: Cluster) -> None:
     process = started(cluster, job("echo started; sleep 2"), number=988103)
     wait_until(lambda: "teardown" in phases(cluster, "988103"), 30, "the job is being taken down")

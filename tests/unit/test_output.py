@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from dockerjob.broker.output import Output
+from dockerjob_core.container import LOG_ENTRY_BYTES
 
 
 class Reader:
@@ -40,7 +41,8 @@ def readers() -> tuple[Reader, Reader]:
 
 def follow(readers: tuple[Reader, Reader], code: str) -> tuple[Output, queue.SimpleQueue[int]]:
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
-    return Output([sys.executable, "-c", code], ended.put, (readers[0].target, readers[1].target)), ended
+    targets = readers[0].target, readers[1].target
+    return Output([sys.executable, "-c", code], lambda status, _: ended.put(status), targets), ended
 
 
 def test_both_streams_arrive_whole_and_the_end_is_told(readers: tuple[Reader, Reader]) -> None:
@@ -85,7 +87,9 @@ def test_a_reader_that_is_gone_does_not_hold_the_end_up() -> None:
     source, target = os.pipe()
     os.close(source)
     ended: queue.SimpleQueue[int] = queue.SimpleQueue()
-    output = Output([sys.executable, "-c", "print('x' * 10**6)"], ended.put, (target, target))
+    output = Output(
+        [sys.executable, "-c", "print('x' * 10**6)"], lambda *end: ended.put(end[0]), (target, target)
+    )
     assert output.wait(10)
     assert ended.get(timeout=5) == 0
     os.close(target)
@@ -112,9 +116,32 @@ def test_a_follower_that_fails_is_started_again_where_it_was(
     )
     out, err = Reader(), Reader()
     ends: queue.SimpleQueue[int] = queue.SimpleQueue()
-    output = Output(["sh", "-c", script], ends.put, (out.target, err.target))
+    output = Output(["sh", "-c", script], lambda status, _: ends.put(status), (out.target, err.target))
     assert ends.get(timeout=30) == 0
     assert output.wait(5)
     assert out.text().split() == [b"%d" % n for n in range(1, 3001)]
     said = [line for line in err.text().splitlines() if not line.startswith(b"error from daemon")]
     assert said == [b"%d" % n for n in range(1, 31)]
+
+
+@pytest.mark.parametrize(
+    ("script", "limit", "too_much"),
+    [
+        ("printf 'x%.0s' $(seq 1000)", 1000, False),
+        ("printf 'x%.0s' $(seq 1001)", 1000, True),
+        # Each line takes more of dockerd's log than it has text.
+        ("yes '' | head -n 20", 20 * (1 + LOG_ENTRY_BYTES), False),
+        ("yes '' | head -n 21", 20 * (1 + LOG_ENTRY_BYTES), True),
+        ("exec yes", 1 << 20, True),
+        ("exec yes >&2", 1 << 20, True),
+    ],
+)
+def test_more_than_the_limit_stops_the_follower_and_is_told(
+    readers: tuple[Reader, Reader], script: str, limit: int, too_much: bool
+) -> None:
+    ends: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
+    targets = readers[0].target, readers[1].target
+    output = Output(["bash", "-c", script], lambda *end: ends.put(end), targets, limit)
+    assert ends.get(timeout=20)[1] == too_much
+    assert output.too_much == too_much
+    assert sum(len(reader.text()) for reader in readers) < limit + (1 << 18)

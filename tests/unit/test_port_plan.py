@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 from dockerjob_core import flows, ovs, port
+from dockerjob_core.command import CommandError
 from dockerjob_core.errors import HostError
 
 ID = "c" * 64
@@ -188,3 +190,24 @@ def test_a_link_that_has_gone_meanwhile_is_deleted() -> None:
     # The kernel deletes its loopback for nobody.
     with pytest.raises(HostError, match=r"Operation not supported|not permitted"):
         port.execute(port.plan_detach((), ("djnosuchlink", "lo")))
+
+
+@pytest.mark.parametrize(("refusals", "patience", "tries"), [(2, 5.0, 3), (1, 0.0, 1)])
+def test_only_a_step_with_patience_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, refusals: int, patience: float, tries: int
+) -> None:
+    tried: list[tuple[str, ...]] = []
+
+    def run(argv: tuple[str, ...], **_: object) -> None:
+        tried.append(argv)
+        if len(tried) <= refusals:
+            raise CommandError(argv, "failed to open socket (Broken pipe)")
+
+    monkeypatch.setattr(port, "run", run)
+    monkeypatch.setattr(port, "PAUSE", 0.01)
+    step = port.Run("set flows", ("ovs-ofctl",), patience=patience)
+    with contextlib.ExitStack() as stack:
+        if tries <= refusals:
+            stack.enter_context(pytest.raises(CommandError))
+        port.execute([step])
+    assert len(tried) == tries

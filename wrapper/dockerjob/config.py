@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from dockerjob_core import names
 from dockerjob_core.allocation import HOST_NAME
+from dockerjob_core.container import LOG_BYTES
 from dockerjob_core.errors import ConfigError
 from dockerjob_core.ipam import NetworkPool
 from dockerjob_core.kvs import Endpoint, Kvs
@@ -238,7 +239,7 @@ MPI_ULIMITS = (
 
 
 class Limits(_Model):
-    """Times, in seconds.
+    """Times, in seconds; and ``output``, which is how much COMMAND may write to its standard output and error.
 
     ``kill_grace`` is what COMMAND gets to end by itself after a signal that ends the job, and
     ``suspension`` how long a job may be suspended in all.  A broker whose host dies is noticed
@@ -252,6 +253,7 @@ class Limits(_Model):
     lease_ttl: Annotated[int, Field(ge=10)] = 30
     kill_grace: Annotated[int, Field(ge=0, le=600)] = 5
     suspension: Annotated[int, Field(ge=0)] = 86400
+    output: Annotated[ByteSize, Field(ge=1 << 16, le=LOG_BYTES // 2)] = ByteSize(LOG_BYTES // 2)
 
 
 class ContainerSettings(_Model):

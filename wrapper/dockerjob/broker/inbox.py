@@ -48,9 +48,10 @@ class WatchFailed:
 
 @dataclasses.dataclass(frozen=True)
 class OutputEnded:
-    """The output of node 0 has ended; *status* is that of the follower."""
+    """The output of node 0 has ended; *status* is that of the follower, which was stopped if it was *too_much*."""
 
     status: int
+    too_much: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ from .connections import Connections
 from .identity import Identity
 from .inbox import AllocationLost, Inbox, NodeEnded, OutputEnded, Suspended
 from .inventory import job_inventory
-from .lead import Lead
+from .lead import Lead, too_much_output
 from .limits import NodeLimits, bound_cpus, job_limits
 from .nodes import Nodes
 from .output import Output
@@ -312,7 +312,12 @@ class Job:
     def _lead(self, kvs: Kvs, tree: JobTree) -> int | None:
         """Stream the output and wait for FINISH; None if COMMAND left no status in etcd."""
         assert self._presence  # noqa: S101  # made with the tree
-        self._output = Output(self._nodes.output_argv(), lambda status: self._inbox.put(OutputEnded(status)))
+        limits = self._config.limits
+        self._output = output = Output(
+            self._nodes.output_argv(),
+            lambda status, too_much: self._inbox.put(OutputEnded(status, too_much)),
+            limit=limits.output,
+        )
         lead = Lead(
             kvs,
             tree,
@@ -335,7 +340,9 @@ class Job:
             if status is None:
                 with self._phase("compute"), self._teardown_in_time():
                     status = lead.compute()
-            self._output.wait(_END_OF_OUTPUT)
+            output.wait(_END_OF_OUTPUT)
+            if output.too_much:
+                raise too_much_output(limits)
             return status
         finally:
             recheck.stop()

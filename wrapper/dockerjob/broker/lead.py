@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from dockerjob_core import jobtree, names
+from dockerjob_core.container import LOG_ENTRY_BYTES
 from dockerjob_core.errors import DiscoveryError, DockerjobError, HostError, KvsError, PolicyError
 from dockerjob_core.jobtree import JobTree
 from dockerjob_core.kvs import Kvs
@@ -137,6 +138,8 @@ class Lead:
             self._signalled(signal.SIGTSTP if message.now else signal.SIGCONT)
         elif isinstance(message, NodeEnded):
             return self._node_ended(message)
+        elif isinstance(message, OutputEnded) and message.too_much:
+            raise too_much_output(self._limits)
         elif isinstance(message, OutputEnded) and message.status == 0:
             return self._node_ended(NodeEnded(self._tree.hosts[0], host_is_there=True))
         return False
@@ -234,6 +237,15 @@ class Lead:
         self._clock.check()
         limit = self._limits.discovery_timeout
         raise DiscoveryError(f"not ready within {limit} s: {', '.join(self._watched.waiting())}")
+
+
+def too_much_output(limits: Limits) -> PolicyError:
+    """Say that COMMAND has written more than it may: more than dockerd's log keeps for certain."""
+    most = limits.output.human_readable()
+    return PolicyError(
+        f"COMMAND's output is larger than {most} (limits.output), of which a short line takes {LOG_ENTRY_BYTES} "
+        "bytes more than it has; what came after that is lost: write such results to a file in JOBDIR"
+    )
 
 
 def _time_is_up(number: int) -> None:

@@ -12,6 +12,7 @@ can have what is missing written: see :meth:`Output.complete`.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import select
@@ -21,12 +22,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-CHUNK = 65536
-KEPT = 2 * 16384
-"""Bytes of a stream that are kept: the two entries that are read again, at their longest.
+from dockerjob_core.container import LOG_ENTRY_BYTES
 
-dockerd writes a longer line to its log in pieces.
-"""
+CHUNK = 65536
+PIECE = 16384
+"""Bytes of a line in one entry of dockerd's log, which has a longer one in pieces."""
+
+KEPT = 2 * PIECE
+"""Bytes of a stream that are kept: the two entries that are read again, at their longest."""
 
 RESTART_AFTER = 1.0
 """Seconds after which a follower that failed is started again."""
@@ -73,13 +76,19 @@ class Output:
     """
 
     def __init__(
-        self, argv: Sequence[str], on_end: Callable[[int], None], targets: tuple[int, int] = (1, 2)
+        self,
+        argv: Sequence[str],
+        on_end: Callable[[int, bool], None],
+        targets: tuple[int, int] = (1, 2),
+        limit: float = math.inf,
     ) -> None:
         """Start *argv* and copy its output and error to the file descriptors *targets*.
 
-        When it has ended well, or is stopped, *on_end* is called with its exit status, from a thread.
+        When it has ended well, or is stopped, *on_end* is called from a thread, with its exit status and
+        whether it was stopped because more than *limit* bytes of dockerd's log have passed.
         """
         self._argv = argv
+        self._limit = limit
         self._on_end = on_end
         self._moved = time.monotonic()
         self._over = threading.Event()
@@ -102,7 +111,7 @@ class Output:
         Args:
             last: the end of the container's log, its standard output and its standard error.
         """
-        if self._over.is_set():
+        if self._over.is_set() and not self.too_much:
             for stream, end in zip(self._streams, last, strict=True):
                 stream.complete(end)
 
@@ -112,8 +121,15 @@ class Output:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 
+    @property
+    def too_much(self) -> bool:
+        """Whether there was more than the limit: the rest has not been written."""
+        return sum(stream.logged for stream in self._streams) > self._limit
+
     def _has_moved(self) -> None:
         self._moved = time.monotonic()
+        if self.too_much:
+            self.stop()
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -124,7 +140,7 @@ class Output:
         while (status := self._copy()) and not self._stopped.wait(RESTART_AFTER):
             self._process = self._start()
         self._over.set()
-        self._on_end(status)
+        self._on_end(status, self.too_much)
 
     def _copy(self) -> int:
         process = self._process
@@ -148,6 +164,12 @@ class _Stream:
         self._has_moved = has_moved
         self._last = b""
         self._passed = 0
+        self._lines = 0
+
+    @property
+    def logged(self) -> int:
+        """Bytes that what has passed takes in dockerd's log, at most."""
+        return self._passed + LOG_ENTRY_BYTES * (self._lines + self._passed // PIECE)
 
     def complete(self, end: bytes) -> None:
         rest = end.rpartition(b"\n")[2]
@@ -166,6 +188,7 @@ class _Stream:
             skip -= len(chunk) - len(new)
             if new:
                 self._passed += len(new)
+                self._lines += new.count(b"\n")
                 self._last = (self._last + new)[-KEPT:]
                 self._write(new)
             self._has_moved()
