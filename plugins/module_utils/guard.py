@@ -10,8 +10,8 @@ takes the node down.  The other way round, it tells the broker that the node's c
 ended, and its connection's end tells that the host is gone.
 
 Besides, it sees to the job's network: when ovs-vswitchd is started anew, it puts the flows
-back, see :mod:`.switch`.  It sleeps in poll(2) while the job
-computes; the one on the first host looks once a second at the job's cgroup.
+back, see :mod:`.switch`.  It sleeps in poll(2) while the job computes; the one on the first host looks
+once a second at the job's cgroup.
 
 Lines of JSON that it reads::
 
