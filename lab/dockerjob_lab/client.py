@@ -26,7 +26,8 @@ CONFIG = "/etc/dockerjob/config.yml"
 # What the host program, the broker and Docker make for a job, and that nobody else makes.
 LEFT_FILES = "ls -Ad /run/dockerjob/jobs/* /var/lib/dockerjob/run/* 2>/dev/null; true"
 LEFT_CGROUPS = (
-    "find /sys/fs/cgroup -path '*/dockerjob-{lab}/{host}/*' -type d -regex '.*/\\(dockerjob_\\)?[0-9a-f_]+'"
+    "find /sys/fs/cgroup/dockerjob-{lab}/{host} /sys/fs/cgroup/*/dockerjob-{lab}/{host} -type d"
+    " -regex '.*/\\(dockerjob_\\)?[0-9a-f_]+' 2>/dev/null; true"
 )
 # Without the reaper, which may have been started anew.
 LEFT_PROCESSES = (
