@@ -60,6 +60,11 @@ END
 stop() {
   pkill -x sge_execd || :
   pkill -x sge_qmaster || :
+  # The next one could not start beside it.
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    pgrep -x sge_qmaster >/dev/null || break
+    sleep 1
+  done
 }
 
 action=$1
