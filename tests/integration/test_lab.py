@@ -309,11 +309,11 @@ class TestOtherCheckouts:
         return output
 
     def test_lab_in_use_is_left_alone(self, other: Path) -> None:
-        before = state(name=NEIGHBOUR)["hosts"]
+        before = [host["pid"] for host in state(name=NEIGHBOUR)["hosts"]]
         refusal = lab("up", name=NEIGHBOUR, status=1).stderr
         assert f"in use by {other.parent.parent}" in refusal
         assert f"LAB_NAME={NEIGHBOUR} make lab-down" in refusal
-        assert state(name=NEIGHBOUR)["hosts"] == before
+        assert [host["pid"] for host in state(name=NEIGHBOUR)["hosts"]] == before
 
     def test_lab_of_a_checkout_that_is_gone_is_made_anew(self, other: Path) -> None:
         before = state(name=NEIGHBOUR)["hosts"]
