@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from dockerjob_lab.client import Cluster
 from dockerjob_lab.slurm import Slurm, environment_of
-from job_fixtures import WRAPPER, containers, forgotten, wait_until
+from job_fixtures import WRAPPER, containers, forgotten, slow, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
@@ -124,6 +124,7 @@ def test_a_kill_of_everything_leaves_nothing(cluster: Cluster, slurm: Slurm, sta
     wait_until(lambda: forgotten(cluster, number), 15, "etcd holds nothing of the job")
 
 
+@slow
 def test_the_epilog_waits_for_the_guards_if_the_broker_dies_too(
     cluster: Cluster, slurm: Slurm, started: Any
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_signal_for_the_batch_script_reaches_command(slurm: Slurm, started: An
     assert slurm.read(number) == "started\nwarned\n"
 
 
+@slow
 @pytest.mark.timeout(240)
 def test_the_time_limit_ends_the_job(cluster: Cluster, slurm: Slurm, started: Any) -> None:
     """Slurm looks at limits about twice a minute, and the smallest is one."""
