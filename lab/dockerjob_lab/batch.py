@@ -223,10 +223,13 @@ def environment(job: Job) -> dict[str, str]:
 
 def job_file(job: Job) -> str:
     """Text of the job file, as OpenLava writes it; the script itself is the file beside it."""
+    line = shlex.quote(job.job_file + ".shell")
+    if job.job_starter:
+        line = f"{job.job_starter} {line}"
     return (
         "#! /bin/sh\n\n$LSB_TRAPSIGS\n$LSB_RCP1\n$LSB_RCP2\n$LSB_RCP3\n"
         "# LSBATCH: User input\n"
-        f"{job.job_starter} {shlex.quote(job.job_file + '.shell')}\n"
+        f"{line}\n"
         "ExitStat=$?\nwait\n# LSBATCH: End user input\ntrue\n"
         'exit `expr $? "|" $ExitStat`\n'
     )
