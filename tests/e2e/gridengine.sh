@@ -38,6 +38,8 @@ add_host() {
 master() {
   chown -R sgeadmin /var/spool/gridengine $SGE_ROOT/default
   start sge_qmaster
+  # Jobs of a run that broke off would keep the slots.
+  qdel -f -u '*' || :
   for host in "$@"; do add_host "$host"; done
   qconf -ssconf | sed 's/^schedule_interval .*/schedule_interval 0:0:1/; s/^flush_\(submit\|finish\)_sec .*/flush_\1_sec 1/' \
     >/tmp/scheduler

@@ -132,8 +132,10 @@ def test_the_slots_of_a_killed_job_are_free_when_nothing_is_left(grid_engine: Cl
     script = f"#!/bin/bash\nexport APPLICATION=mpihello:1 COMMAND='sleep 300' JOBDIR={DIRECTORY}\n"
     number = qsub(grid_engine, script=f"{script}/share/bin/hpc_submit_dockerjob\n")
     wait_until(lambda: len(containers(grid_engine, number, "running")) == 2, 60, "two containers run")
-    grid_engine.run("node1", "pkill", "-KILL", "-f", "dockerjob-broker")
-    grid_engine.run("node1", "pkill", "-KILL", "-f", "bin/hpc_submit_dockerjob", check=False)
+    # Grid Engine may have put the script on either host.
+    for program in ("dockerjob-broker", "bin/hpc_submit_dockerjob"):
+        for host in HOSTS:
+            grid_engine.run(host, "pkill", "-KILL", "-f", program, check=False)
     wait_until(lambda: not running(grid_engine), 150, "the job is over")
     assert containers(grid_engine, number) == {}
     assert forgotten(grid_engine, number)
