@@ -29,7 +29,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
         ({"jobdir": "/etc"}, 202, "JOBDIR=/etc is on no file system"),
         (
             {
-                "extra": 'export LSB_HOSTS="node1 nowhere" LSB_MCPU_HOSTS="node1 1 nowhere 1 " LSB_DJOB_NUMPROC=2'
+                "extra": "unset LSB_HOSTS LSB_DJOB_HOSTFILE\n"
+                'export LSB_MCPU_HOSTS="node1 1 nowhere 1 " LSB_DJOB_NUMPROC=2',
             },
             202,
             "host nowhere is not in this cluster",
