@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Literal
 from .system import write_if_changed
 
 PROGRAMS = ("bjobs", "bpost")
+MESSENGER = "dockerjob"
+"""The account that writes what ``bpost`` keeps; in LSF a daemon would."""
 State = Literal["PEND", "RUN", "USUSP", "DONE", "EXIT"]
 
 
@@ -26,7 +29,10 @@ def install(share: Path) -> None:
         program.chmod(0o755)
     messages = share / "lsf/messages"
     messages.mkdir(exist_ok=True)
-    messages.chmod(0o1777)  # in LSF a daemon would write them
+    messages.chmod(0o755)
+    for line in (share.parent / "etc/passwd").read_text().splitlines():
+        if line.startswith(f"{MESSENGER}:"):
+            os.chown(messages, int(line.split(":")[2]), 0)
 
 
 def record(
