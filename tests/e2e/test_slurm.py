@@ -80,9 +80,9 @@ def test_mpi_runs_on_two_hosts_and_the_job_completes(cluster: Cluster, slurm: Sl
 def test_the_tasks_of_an_array_are_jobs_with_exit_statuses_of_their_own(slurm: Slurm) -> None:
     text = script("exit $CODE", "export CODE=$SLURM_ARRAY_TASK_ID DOCKERJOB_ENVIRONMENT=CODE")
     array = slurm.submit(text, "--array=0,7")
-    numbers = slurm.elements(array)
+    # A task gets a number of its own when it starts.
+    wait_until(lambda: len(set(slurm.elements(array))) == 2, 120, "both tasks have started")
     ends = [slurm.wait(number, 120) for number in slurm.elements(array)]
-    assert len(set(numbers)) == 2
     assert [(job.state, job.status) for job in ends] == [("COMPLETED", 0), ("FAILED", 7)]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from dockerjob_lab.client import Cluster
-from job_fixtures import running_job, service_stopped
+from job_fixtures import running_job, service_stopped, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
@@ -43,6 +43,9 @@ def dockerjob(cluster: Cluster, user: str, *words: str) -> subprocess.CompletedP
 def running(cluster: Cluster) -> Iterator[None]:
     """A job of alice's."""
     with running_job(cluster, "alice", "node1,node2", int(NUMBER)):
+        # It is loaded after the job has begun, and is nothing that a test leaves behind.
+        waiting = "pgrep", "-f", "job_teardown.yml"
+        wait_until(lambda: bool(cluster.run("node1", *waiting, check=False)), 30, "Ansible waits for the end")
         yield
 
 
