@@ -111,6 +111,8 @@ class Job:
         wall_clock = min(request.wall_clock or config.limits.wall_clock, config.limits.wall_clock)
         self._clock = WallClock(wall_clock, config.limits.suspension)
         self._limits: dict[str, NodeLimits] = {}
+        # Now: with the job's cgroup the broker leaves the job's CPUs.
+        self._cpus = bound_cpus()
         self._tree: JobTree | None = None
         self._presence: Presence | None = None
         self._started = False
@@ -194,7 +196,7 @@ class Job:
         """
         allocation = self._request.allocation
         self._limits = job_limits(
-            self._config.container, record, allocation, bound_cpus() if self._on_first_host else ()
+            self._config.container, record, allocation, self._cpus if self._on_first_host else ()
         )
         self.report.limits = {host: dataclasses.asdict(limits) for host, limits in self._limits.items()}
         self.report.run_limit, self.report.memory_limit = record.run_limit, record.memory_limit
