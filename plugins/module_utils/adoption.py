@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .cgroup import Hierarchies
 from .errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 ROUNDS = 10
 """Looks at a cgroup until none is left there: a process may fork between being seen and being moved."""
@@ -77,9 +78,10 @@ def adopt(who: Mapping[str, Any]) -> Freezer | None:
             return None
         account = _account(pid)
         own, theirs = _memberships("self"), _memberships(str(pid))
-        for hierarchy, mount in _mounts(own).items():
-            there, here = theirs.get(hierarchy), own[hierarchy]
-            if there is not None and there != here:
+        hierarchies = Hierarchies.here()
+        for hierarchy, here in own.items():
+            there, mount = theirs.get(hierarchy), hierarchies.point(hierarchy)
+            if mount is not None and there is not None and there != here:
                 _move(f"{mount}{there}", f"{mount}{here}", account)
                 if hierarchy in FREEZERS:
                     freezers[hierarchy] = Freezer(f"{mount}{there}/{FREEZERS[hierarchy]}")
@@ -116,22 +118,6 @@ def _memberships(process: str) -> dict[str, str]:
     with open(f"/proc/{process}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
         fields = (line.rstrip("\n").split(":", 2) for line in file)
         return {controllers: path for _, controllers, path in fields}
-
-
-def _mounts(hierarchies: Iterable[str]) -> dict[str, str]:
-    """Return where each of *hierarchies* is mounted as a whole."""
-    found: dict[str, str] = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            mount, _, rest = line.partition(" - ")
-            root, point = mount.split()[3:5]
-            kind, _, options = rest.split()[:3]
-            if root == "/" and kind in ("cgroup", "cgroup2"):
-                parts = set(options.split(","))
-                for name in hierarchies:
-                    if parts.issuperset(name.split(",")) if name else kind == "cgroup2":
-                        found.setdefault(name, point)
-    return found
 
 
 def _move(source: str, target: str, account: int) -> None:

@@ -61,7 +61,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Hierarchies:
-    """Where cgroups are mounted: v1 by controller, and v2."""
+    """Where cgroups are mounted as a whole: v1 by controller (or ``name=…``), and v2."""
 
     controllers: Mapping[str, str] = field(default_factory=dict)
     unified: str | None = None
@@ -74,7 +74,9 @@ class Hierarchies:
         for line in mountinfo.splitlines():
             before, _, after = line.partition(" - ")
             kind, _, options = after.partition(" ")
-            point = before.split(" ")[4]
+            root, point = before.split(" ")[3:5]
+            if root != "/":
+                continue
             if kind == "cgroup2":
                 unified = unified or point
             elif kind == "cgroup":
@@ -85,8 +87,12 @@ class Hierarchies:
     @classmethod
     def here(cls) -> Hierarchies:
         """Read those of this host."""
-        with open(MOUNTS, encoding="utf-8") as mounts:
+        with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as mounts:
             return cls.of(mounts.read())
+
+    def point(self, hierarchy: str) -> str | None:
+        """Return where one is mounted that ``/proc/PID/cgroup`` names: by its controllers, "" is v2 (cgroups(7))."""
+        return self.controllers.get(hierarchy.split(",")[0]) if hierarchy else self.unified
 
     @property
     def points(self) -> tuple[str, ...]:

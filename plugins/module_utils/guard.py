@@ -37,7 +37,6 @@ import syslog
 import time
 from typing import TYPE_CHECKING, Any
 
-from .adoption import Freezer, adopt
 from .errors import HostError
 from .names import host_job_directory
 from .release import announce
@@ -46,6 +45,8 @@ from .switch import SwitchWatch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from .adoption import Freezer
 
 ATTEMPTS = 3
 PAUSE = 2.0
@@ -193,6 +194,8 @@ class Guard:
 
     def _adopt(self, broker: Mapping[str, Any]) -> None:
         """Take the broker out of the job's cgroup; where that can't be, it stays, and goes when its job does."""
+        from .adoption import adopt  # only one of a job's guards needs it
+
         try:
             self._freezer = adopt(broker)
         except HostError as error:

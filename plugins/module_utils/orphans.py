@@ -15,6 +15,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from .cgroup import Hierarchies
 from .command import CommandError, run
 
 if TYPE_CHECKING:
@@ -24,15 +25,9 @@ SHIM = b"containerd-shim"
 RUNC_ROOT = "/run/docker/runtime-runc/moby"
 """Where dockerd has runc keep its state, whoever runs containerd."""
 
-CGROUPS = "/sys/fs/cgroup"
-
 
 def remove(container_id: str) -> None:
-    """Remove what is left of a container that Docker has no more; nothing is fine.
-
-    Raises:
-        HostError: there is no runc, or it doesn't end.
-    """
+    """Remove what is left of a container that Docker has no more; nothing is fine."""
     for pid in _shims(container_id):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -54,6 +49,7 @@ def _shims(container_id: str) -> Iterator[int]:
 
 def _cgroups(container_id: str) -> Iterator[str]:
     """Find them by name, the deepest first: where they are is up to dockerd's ``cgroup-parent``."""
-    for path, _, _ in os.walk(CGROUPS, topdown=False):
-        if container_id in path:
-            yield path
+    for point in Hierarchies.here().points:
+        for path, _, _ in os.walk(point, topdown=False):
+            if container_id in path:
+                yield path

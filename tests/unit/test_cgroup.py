@@ -209,3 +209,12 @@ def test_traffic(tmp_path: Path) -> None:
     used = Usage(cpu=1.0).with_traffic((7000, 5000))
     assert (used.network_received, used.network_sent, used.cpu) == (7000, 5000, 1.0)
     assert Usage(cpu=1.0).with_traffic(None) == Usage(cpu=1.0)
+
+
+def test_a_hierarchy_is_found_by_its_name_in_proc_and_only_as_a_whole() -> None:
+    found = Hierarchies.of("31 30 0:29 /slurm /mnt/slurm rw - cgroup cgroup rw,memory\n" + V1)
+    assert found.point("memory") == "/sys/fs/cgroup/memory"
+    assert found.point("cpu,cpuacct") == "/sys/fs/cgroup/cpu,cpuacct"
+    assert found.point("name=systemd") == "/sys/fs/cgroup/systemd"
+    assert found.point("") == "/sys/fs/cgroup/unified"
+    assert found.point("rdma") is None

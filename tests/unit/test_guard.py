@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dockerjob_core import adoption, node_task
 from dockerjob_core import guard as guard_module
-from dockerjob_core import node_task
 from dockerjob_core.adoption import Freezer
 from dockerjob_core.errors import HostError
 from dockerjob_core.guard import Guard
@@ -203,7 +203,7 @@ def test_it_says_when_the_jobs_cgroup_is_frozen_and_goes_on(
     state = tmp_path / "freezer.state"
     state.write_text("THAWED\n")
     monkeypatch.setattr(guard_module, "SUSPENSION", 0.02)
-    monkeypatch.setattr(guard_module, "adopt", lambda who: Freezer(str(state)) if who == {"pid": 5} else None)
+    monkeypatch.setattr(adoption, "adopt", lambda who: Freezer(str(state)) if who == {"pid": 5} else None)
     broker.tell(adopt={"pid": 5})
     state.write_text("FROZEN\n")
     assert broker.read() == {"suspended": True}
@@ -221,7 +221,7 @@ def test_a_broker_that_can_not_be_taken_along_is_guarded_all_the_same(
     def adopt(who: object) -> None:
         raise HostError("no")
 
-    monkeypatch.setattr(guard_module, "adopt", adopt)
+    monkeypatch.setattr(adoption, "adopt", adopt)
     broker.tell(adopt={"pid": 5})
     broker.tell(arm=OPTIONS, remove=[])
     broker.die()
