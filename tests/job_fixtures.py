@@ -23,9 +23,10 @@ from dockerjob_lab.client import CONFIG, Cluster, LabDownError, Outcome
 LAB_NAME = os.environ.get("LAB_NAME", "test")
 WRAPPER = "/share/bin/hpc_submit_dockerjob"
 
-slow = pytest.mark.skipif(
-    not os.environ.get("DOCKERJOB_SOAK"), reason="waits for a minute or more; `make soak` runs it"
-)
+SOAK = bool(os.environ.get("DOCKERJOB_SOAK"))
+"""Whether this is ``make soak``."""
+
+slow = pytest.mark.skipif(not SOAK, reason="waits for a minute or more; `make soak` runs it")
 """For tests whose time is the batch system's own, and that add little to their neighbours."""
 
 

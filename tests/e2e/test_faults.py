@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import time
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from dockerjob_core import names
 from dockerjob_lab.client import Cluster
-from job_fixtures import WRAPPER, containers, finish, forgotten, job, running_job, started, wait_until
+from job_fixtures import SOAK, WRAPPER, containers, finish, forgotten, job, running_job, started, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
@@ -79,7 +78,7 @@ def test_binary_output_comes_through(cluster: Cluster) -> None:
         path.unlink()
 
 
-OUTPUT = 1000 if os.environ.get("DOCKERJOB_SOAK") else 100
+OUTPUT = 1000 if SOAK else 100
 """Megabytes that a COMMAND writes as fast as it can."""
 
 

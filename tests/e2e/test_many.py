@@ -19,11 +19,10 @@ from typing import Any
 import pytest
 from dockerjob_core import names
 from dockerjob_lab.client import Cluster, Outcome
-from job_fixtures import finish, flat, job, running_job, started
+from job_fixtures import SOAK, finish, flat, job, running_job, started
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
-SOAK = bool(os.environ.get("DOCKERJOB_SOAK"))
 SEED = int(os.environ.get("DOCKERJOB_SEED", "20261125"))
 AT_ONCE = 30 if SOAK else 5
 IN_TURN = 100 if SOAK else 6

@@ -14,17 +14,11 @@ from typing import Any
 import pytest
 from dockerjob_core import node_task, standby
 from dockerjob_core.standby import Standby, hand_over
+from dockerjob_lab.system import wait_until
 
 NOBODY = 65534
 TASK: dict[str, Any] = {"options": {"job_id": "7", "run": "1f", "state": "present"}, "check_mode": False}
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def answer() -> dict[str, Any] | None:
@@ -36,7 +30,7 @@ def answer() -> dict[str, Any] | None:
         found.extend([result] if result else [])
         return bool(result)
 
-    wait_for(asked)
+    assert wait_until(asked, 10)
     return found[0]
 
 
@@ -79,7 +73,7 @@ def test_it_does_the_task_in_its_own_process_and_ends() -> None:
     assert result["options"] == TASK["options"]
     assert result["check_mode"] is False
     assert result["pid"] != os.getpid()
-    wait_for(lambda: not os.path.exists(f"/proc/{result['pid']}"))
+    assert wait_until(lambda: not os.path.exists(f"/proc/{result['pid']}"), 10)
     assert hand_over(TASK) is None
     held.release()
 
@@ -95,17 +89,17 @@ def test_it_works_with_the_guards_own_niceness() -> None:
 
 def test_one_that_was_released_ends_and_leaves_nothing() -> None:
     held = Standby("7", "1f")
-    wait_for(somebody_listens)
+    assert wait_until(somebody_listens, 10)
     held.release()
-    wait_for(lambda: not somebody_listens())
+    assert wait_until(lambda: not somebody_listens(), 10)
     assert hand_over(TASK) is None
 
 
 def test_one_that_waits_for_a_task_in_vain_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standby, "PATIENCE", 0.2)
     held = Standby("7", "1f")
-    wait_for(somebody_listens)
-    wait_for(lambda: not somebody_listens())
+    assert wait_until(somebody_listens, 10)
+    assert wait_until(lambda: not somebody_listens(), 10)
     held.release()
 
 
@@ -115,7 +109,7 @@ def test_without_one_the_program_does_its_task_itself() -> None:
 
 def test_another_run_of_the_job_is_not_its_business() -> None:
     held = Standby("7", "1f")
-    wait_for(somebody_listens)
+    assert wait_until(somebody_listens, 10)
     assert hand_over({**TASK, "options": {**TASK["options"], "run": "20"}}) is None
     assert answer()
     held.release()
@@ -128,8 +122,8 @@ def test_one_that_dies_over_its_task_gives_it_back(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(node_task, "perform", die)
     held = Standby("7", "1f")
-    wait_for(somebody_listens)
-    wait_for(lambda: hand_over(TASK) is None and not somebody_listens())
+    assert wait_until(somebody_listens, 10)
+    assert wait_until(lambda: hand_over(TASK) is None and not somebody_listens(), 10)
     held.release()
 
 
@@ -146,7 +140,7 @@ def test_a_user_who_listens_there_first_gets_no_task() -> None:
             os.write(got[1], b"[" + connection.recv(4096) + b"]")
 
     with forked(squat):
-        wait_for(somebody_listens)
+        assert wait_until(somebody_listens, 10)
         assert hand_over(TASK) is None
         assert os.read(got[0], 8192) == b"[]"
 
@@ -172,7 +166,7 @@ def test_a_user_who_hands_in_a_task_is_not_served() -> None:
                     os.write(said[1], b"[]")
                 return
 
-    wait_for(somebody_listens)
+    assert wait_until(somebody_listens, 10)
     with forked(hand_in):
         assert os.read(said[0], 8192) == b"[]"
     held.release()
