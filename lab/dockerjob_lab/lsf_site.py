@@ -90,9 +90,7 @@ def _run(
     source = INTEGRATION / f"esub.{name}"
     if not source.exists():
         raise LabError(f"#BSUB: -a {name}: there is no esub.{name}")
-    (root / program[1:]).parent.mkdir(parents=True, exist_ok=True)
-    write_if_changed(root / program[1:], source.read_text())
-    (root / program[1:]).chmod(0o755)
+    write_if_changed(root / program[1:], source.read_text(), mode=0o755)
     files = {
         "LSB_SUB_PARM_FILE": f"/tmp/.lsbsubparm.{os.getpid()}",  # noqa: S108  # where LSF has it, on the lab's host
         "LSB_SUB_MODIFY_FILE": f"/tmp/.lsbsubdeltaparm.{os.getpid()}.{who.uid}",  # noqa: S108  # likewise

@@ -24,9 +24,7 @@ def install(share: Path) -> None:
     """Put ``bjobs`` and ``bpost`` where all hosts of the lab find them: ``/share/lsf/bin``."""
     for name in PROGRAMS:
         program = share / "lsf/bin" / name
-        program.parent.mkdir(parents=True, exist_ok=True)
-        write_if_changed(program, Path(__file__).with_name(f"{name}.py").read_text())
-        program.chmod(0o755)
+        write_if_changed(program, Path(__file__).with_name(f"{name}.py").read_text(), mode=0o755)
     messages = share / "lsf/messages"
     messages.mkdir(exist_ok=True)
     messages.chmod(0o755)
