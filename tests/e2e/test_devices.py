@@ -59,7 +59,7 @@ def test_a_host_without_a_device_is_named_and_only_the_applications_jobs_fail(
     applications = yaml.safe_load(cluster.path("node1", CONFIG).read_text())["applications"]
     site_config("applications", **{"other:1": applications["mpihello:1"]})
     site_config("container", devices=[{"path": f"{OTHERS}/uverbs*", "applications": ["other:*"]}])
-    message = f"could not start the container on 2 hosts.*node1.*there is no device {OTHERS}/uverbs"
+    message = f"could not start the container on 2 host.*node1.*there is no device {OTHERS}/uverbs"
     refused(cluster.submit(job(application="other:1")), 210, message)
     done = cluster.submit(job(f"test -e {OTHERS} || echo none", slots=1, ptile=1))
     assert (done.status, done.out) == (0, "none\n"), done.err
