@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -118,6 +119,13 @@ def link_down(cluster: Cluster, host: str, link: str) -> Iterator[None]:
         yield
     finally:
         cluster.run(host, "ip", "link", "set", link, "up")
+
+
+def last_record(cluster: Cluster) -> dict[str, Any]:
+    """Return what the last job of node1's broker has left in the log."""
+    lines = cluster.path("node1", "/var/log/dockerjob/jobs.jsonl").read_text().splitlines()
+    record: dict[str, Any] = json.loads(lines[-1])
+    return record
 
 
 def refused(done: Outcome, status: int, message: str) -> None:

@@ -47,7 +47,7 @@ def defaults(interface: str, directory: Path) -> dict[str, str]:
     hydra = str(directory / MACHINEFILE)
     # UCX (below MPICH and some Open MPI) would use every interface, the loopback included.
     # Where there is InfiniBand it must choose its devices itself.
-    ucx = {} if INFINIBAND.exists() else {"UCX_NET_DEVICES": interface}
+    ucx = {} if any(INFINIBAND.glob("uverbs*")) else {"UCX_NET_DEVICES": interface}
     return {
         **ucx,
         "OMPI_MCA_orte_default_hostfile": open_mpi,

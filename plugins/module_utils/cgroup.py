@@ -211,10 +211,25 @@ def bound_to(patterns: Sequence[str], hierarchies: Hierarchies | None = None) ->
     found = hierarchies or Hierarchies.here()
     v1 = found.controllers.get("cpuset")
     point, file = (v1, "cpuset.cpus") if v1 else (found.unified, "cpuset.cpus.effective")
+    return (_newest(point, patterns, file) or "").strip() or None
+
+
+def permitted_devices(patterns: Sequence[str], hierarchies: Hierarchies | None = None) -> str | None:
+    """Return ``devices.list`` of the newest cgroup that one of *patterns* names, ``None`` if there is none.
+
+    In cgroup v2 there is no such list: a program decides, and nobody can read what.
+    """
+    if not patterns:
+        return None
+    point = (hierarchies or Hierarchies.here()).controllers.get("devices")
+    return _newest(point, patterns, "devices.list") if point else None
+
+
+def _newest(point: str | None, patterns: Sequence[str], file: str) -> str | None:
     groups = [group for pattern in patterns for group in glob.glob(f"{point}/{pattern}/{file}")]
     try:
-        with open(max(groups, key=lambda group: os.stat(group).st_ctime), encoding="ascii") as cpus:
-            return cpus.read().strip() or None
+        with open(max(groups, key=lambda group: os.stat(group).st_ctime), encoding="ascii") as content:
+            return content.read()
     except (OSError, ValueError):
         return None  # there is none, or none any more
 

@@ -90,6 +90,17 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Gpus:
+    """GPUs by their CDI names (``nvidia.com/gpu=all``), and who puts them into the container.
+
+    ``cdi`` is the Docker daemon itself, from the host's CDI specifications; ``nvidia`` is NVIDIA's runtime.
+    """
+
+    driver: Literal["cdi", "nvidia"]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ContainerSpec:
     """All that a node's container is made from."""
 
@@ -107,6 +118,7 @@ class ContainerSpec:
     seccomp: str | None = None
     apparmor: str | None = None
     devices: tuple[str, ...] = ()
+    gpus: Gpus | None = None
     cgroup_parent: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     run: str = ""
@@ -146,7 +158,9 @@ def payload(spec: ContainerSpec, extra_digest: str = "") -> Payload:
         "Image": spec.image,
         "Hostname": spec.hostname or spec.name,
         "User": f"{spec.uid:d}:{spec.gid:d}",
-        "Env": [f"{key}={value}" for key, value in sorted(spec.env.items())],
+        "Env": [
+            f"{key}={value}" for key, value in sorted({**spec.env, **_gpu_environment(spec.gpus)}.items())
+        ],
         "Entrypoint": list(spec.entrypoint),
         "Cmd": [],
         "WorkingDir": "/",
@@ -189,9 +203,29 @@ def _host_config(spec: ContainerSpec) -> Payload:
         "Devices": [
             {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in spec.devices
         ],
+        **_gpu_requests(spec.gpus),
         **({"CgroupParent": spec.cgroup_parent} if spec.cgroup_parent else {}),
         **_limits(spec.limits),
     }
+
+
+def _gpu_requests(gpus: Gpus | None) -> Payload:
+    if gpus is None:
+        return {}
+    if gpus.driver == "nvidia":
+        return {"Runtime": "nvidia"}
+    return {"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": list(gpus.names)}]}
+
+
+def _gpu_environment(gpus: Gpus | None) -> Mapping[str, str]:
+    """Return what NVIDIA's runtime goes by, so that it is never what the image says.
+
+    That would be all GPUs for most images with CUDA, and the runtime can be the daemon's default.
+    """
+    if gpus is None or gpus.driver != "nvidia":
+        return {"NVIDIA_VISIBLE_DEVICES": "void"}
+    devices = ",".join(name.rpartition("=")[2] for name in gpus.names)
+    return {"NVIDIA_VISIBLE_DEVICES": devices, "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 
 
 def _mount(mount: Mount) -> Payload:

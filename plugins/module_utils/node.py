@@ -20,8 +20,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import flows, jobdir, names, orphans, ovs, port
-from .cgroup import JobCgroup, Usage, bound_to, traffic
-from .container import ContainerSpec, Limits, Mount, Payload, Ulimit, payload
+from .cgroup import JobCgroup, Usage, bound_to, permitted_devices, traffic
+from .container import ContainerSpec, Gpus, Limits, Mount, Payload, Ulimit, payload
+from .devices import DeviceRule, Permitted, resolve
 from .errors import HostError
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], 
     """Build the specification from the module's options, which Ansible has checked and typed.
 
     Raises:
-        HostError: a file's content is no base64, or the seccomp profile cannot be read.
+        HostError: a file's content is no base64, the seccomp profile cannot be read, or a device is missing
+            or refused.
     """
     limits = {key: value for key, value in (spec["limits"] or {}).items() if value is not None}
     patterns = limits.pop("cpuset_of", ())
@@ -164,7 +166,8 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], 
             limits=Limits(**limits),
             seccomp=_seccomp(spec["seccomp_profile"]),
             apparmor=spec["apparmor_profile"],
-            devices=tuple(spec["devices"]),
+            devices=_devices(spec["devices"], spec["device_cgroups"]),
+            gpus=_gpus(spec["gpus"]),
             cgroup_parent=cgroup.parent if cgroup else None,
             labels=spec["labels"],
             run=run,
@@ -180,6 +183,15 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], 
     )
     mounts = _job_mounts(node, spec["overlays"])
     return replace(node, container=replace(node.container, mounts=mounts))
+
+
+def _devices(rules: Sequence[Mapping[str, Any]], cgroups: Sequence[str]) -> tuple[str, ...]:
+    text = permitted_devices(cgroups)
+    return resolve([DeviceRule(**rule) for rule in rules], None if text is None else Permitted.of(text))
+
+
+def _gpus(option: Mapping[str, Any] | None) -> Gpus | None:
+    return Gpus(option["driver"], tuple(option["names"])) if option else None
 
 
 def _file(option: Mapping[str, Any]) -> jobdir.JobFile:

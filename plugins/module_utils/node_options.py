@@ -50,6 +50,18 @@ LIMITS = {
     "ulimits": {"type": "list", "elements": "dict", "default": [], "options": ULIMIT},
 }
 
+DEVICE = {
+    # Not a path: of Ansible's paths ~ and $ are expanded.
+    "path": {"type": "str", "required": True},
+    "required": {"type": "bool", "default": True},
+    "permit": {"type": "str", "choices": ["always", "batch"], "default": "always"},
+}
+
+GPUS = {
+    "driver": {"type": "str", "choices": ["cdi", "nvidia"], "default": "cdi"},
+    "names": {"type": "list", "elements": "str", "required": True},
+}
+
 OVERLAY = {
     "file": {"type": "str", "required": True},
     "target": {"type": "path", "required": True},
@@ -80,7 +92,9 @@ SPEC = {
     "limits": {"type": "dict", "options": LIMITS},
     "seccomp_profile": {"type": "path"},
     "apparmor_profile": {"type": "str"},
-    "devices": {"type": "list", "elements": "path", "default": []},
+    "devices": {"type": "list", "elements": "dict", "default": [], "options": DEVICE},
+    "device_cgroups": {"type": "list", "elements": "str", "default": []},
+    "gpus": {"type": "dict", "options": GPUS},
     "labels": {"type": "dict", "default": {}},
 }
 

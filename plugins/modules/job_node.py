@@ -277,10 +277,50 @@ options:
           - If not set, the Docker daemon uses C(docker-default) where the host has AppArmor.
         type: str
       devices:
-        description: Devices of the host, or directories of them.
+        description:
+          - Character devices of the host. What opens the host itself, such as memory, terminals or disks, is refused
+            whatever its path is.
         type: list
-        elements: path
+        elements: dict
         default: []
+        suboptions:
+          path:
+            description:
+              - Path of a device, of a directory with all devices below it, or a pattern such as V(/dev/nvidia[0-9]*).
+              - A link is refused, and left out where a pattern or a directory has one.
+            type: str
+            required: true
+          required:
+            description: Whether it is an error if the host has no such device.
+            type: bool
+            default: true
+          permit:
+            description:
+              - With V(batch), only those that the batch system permits to the job, see O(spec.device_cgroups).
+            type: str
+            choices: [always, batch]
+            default: always
+      device_cgroups:
+        description:
+          - Patterns of a cgroup that the batch system has for the job on this host, below the mount point of the
+            controller C(devices) of cgroup v1. What its C(devices.list) has is permitted.
+        type: list
+        elements: str
+        default: []
+      gpus:
+        description: GPUs of the host.
+        type: dict
+        suboptions:
+          driver:
+            description: V(cdi) for the Docker daemon's own way, V(nvidia) for NVIDIA's runtime.
+            type: str
+            choices: [cdi, nvidia]
+            default: cdi
+          names:
+            description: Their CDI names, such as V(nvidia.com/gpu=all).
+            type: list
+            elements: str
+            required: true
       labels:
         description: Further labels of the container.
         type: dict

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 from dockerjob.request import JobRequest
 from dockerjob_core.allocation import Allocation, HostSlots
 from dockerjob_lab.client import Cluster, Outcome
-from job_fixtures import containers, finish, job, signal_wrapper, started, wait_until
+from job_fixtures import containers, finish, job, last_record, signal_wrapper, started, wait_until
 
 from .test_defences import Broker
 
@@ -98,12 +97,6 @@ def python(cluster: Cluster) -> Iterator[Any]:
     yield put
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-def last_record(cluster: Cluster) -> dict[str, Any]:
-    lines = cluster.path("node1", "/var/log/dockerjob/jobs.jsonl").read_text().splitlines()
-    record: dict[str, Any] = json.loads(lines[-1])
-    return record
 
 
 def alone(cluster: Cluster, command: str, options: str = "", **changes: Any) -> Outcome:

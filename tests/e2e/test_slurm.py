@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from dockerjob_lab.client import Cluster
 from dockerjob_lab.slurm import Slurm, environment_of
-from job_fixtures import WRAPPER, containers, forgotten, slow, wait_until
+from job_fixtures import WRAPPER, containers, forgotten, last_record, slow, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
@@ -194,6 +194,54 @@ def test_a_requeued_job_runs_again_under_its_number(cluster: Cluster, slurm: Slu
     slurm.control("scontrol", "update", f"JobId={number}", "StartTime=now")
     job = slurm.wait(number, 90)
     assert (job.state, job.status, job.restarts) == ("COMPLETED", 0, 1), slurm.read(number, "err")
+
+
+LIMITS = """
+import json
+for path in ("memory/memory.limit_in_bytes", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"):
+    print(open(f"/sys/fs/cgroup/{path}").read().strip())
+print(json.load(open("/run/dockerjob/job/spec.json"))["lifetime"])
+"""
+
+
+def test_what_slurm_gave_becomes_the_limits_of_all_containers(
+    cluster: Cluster, slurm: Slurm, site_config: Any
+) -> None:
+    site_config("batch", slurm={"squeue": "/usr/bin/squeue", "limits": "ask", "overtime": 60})
+    site_config("limits", suspension=0)
+    program = cluster.path("node1", "/scratch/alice/slurm_limits.py")
+    program.write_text(LIMITS)
+    try:
+        show = "python3 $JOBDIR/slurm_limits.py"
+        text = script(f"{show}; ssh ${{DOCKERJOB_JOB}}_node_1 {show}")
+        number = slurm.submit(text, "--mem=300M", "--cpus-per-task=2", "--time=7")
+        job = slurm.wait(number, 120)
+    finally:
+        program.unlink()
+    assert (job.state, job.status) == ("COMPLETED", 0), slurm.read(number, "err")
+    shown = [float(line) for line in slurm.read(number).split()]
+    for memory, quota, period, lifetime in (shown[:4], shown[4:]):
+        assert (memory, quota / period) == (300 << 20, 4.0)  # two tasks of two CPUs each
+        # Seven minutes and what the site lets pass after it, less what the set-up took of it.
+        assert 0 < lifetime <= 480
+    record = last_record(cluster)
+    limits = {"cpus": 4.0, "cpuset": None, "memory": 300 << 20, "swap": 0}
+    assert record["limits"] == dict.fromkeys(("node1", "node2"), limits)
+    assert (record["run_limit"], record["memory_limit"]) == (420, 300 << 20)
+
+
+def test_a_job_that_exceeds_the_memory_of_its_cpus_is_told(
+    cluster: Cluster, slurm: Slurm, site_config: Any
+) -> None:
+    site_config("batch", slurm={"squeue": "/usr/bin/squeue", "limits": "ask"})
+    one = ("--nodes=1", "--nodelist=node1", "--ntasks-per-node=1", "--cpus-per-task=2", "--mem-per-cpu=100M")
+    number = slurm.submit(script('exec python3 -c "a = [bytearray(1 << 20) for _ in range(1000)]"'), *one)
+    job = slurm.wait(number, 120)
+    said = slurm.read(number, "err")
+    assert (job.state, job.status) == ("FAILED", 137), said
+    assert f"{number}_node_0 on node1 ran out of memory" in said
+    record = last_record(cluster)
+    assert (record["memory_limit"], record["limits"]["node1"]["memory"]) == (100 << 20, 200 << 20)
 
 
 def test_false_claims_are_refused(cluster: Cluster, slurm: Slurm, started: Any) -> None:

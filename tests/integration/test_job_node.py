@@ -9,10 +9,12 @@ import base64
 import itertools
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +23,6 @@ from dockerjob_lab import cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from host_fixtures import Host
 
@@ -251,6 +252,12 @@ class TestFailure:
             ({"files": [{"name": "x", "content_b64": "%"}]}, "file x:"),
             ({"mounts": [{"source": "/nonesuch", "target": "/mnt"}]}, "/nonesuch"),
             ({"seccomp_profile": "/nonesuch.json"}, "/nonesuch.json"),
+            ({"devices": [{"path": "/dev/nonesuch"}]}, "there is no device /dev/nonesuch on this host"),
+            ({"devices": [{"path": "/dev/fd"}]}, "/dev/fd is refused: it is or leads through a link"),
+            ({"devices": [{"path": "/dev/loop-contro[l]"}]}, "changes the host itself"),
+            # A daemon without either says so; no test has a GPU.
+            ({"gpus": {"names": ["nvidia.com/gpu=0"]}}, "cdi"),
+            ({"gpus": {"names": ["nvidia.com/gpu=0"], "driver": "nvidia"}}, "nvidia"),
         ],
     )
     def test_leaves_nothing(self, host: Host, job: str, wrong: dict[str, Any], said: str) -> None:
@@ -535,6 +542,112 @@ class TestLimits:
     def test_swap_that_the_site_allows_comes_on_top(self, host: Host, job: str) -> None:
         host.module("job_node", arguments(job, limits={"memory": 64 << 20, "swap": 32 << 20}))
         assert int(self.cgroup(host, job, "memory", "memory.memsw.limit_in_bytes")) == 96 << 20
+
+
+STAND_INS = """
+mkdir {directory} && mount -t tmpfs -o mode=755 tmpfs {directory} && cd {directory} && mkdir caps &&
+mknod -m 666 uverbs0 c 1 5 && mknod -m 666 caps/cap1 c 1 3 && mknod -m 666 disk b 7 0 && ln -s /dev/kmsg link &&
+mknod -m 660 owned c 1 5 && chgrp 4801 owned && mkdir refused && mknod -m 666 refused/uverbs1 c 10 200
+"""
+
+
+@pytest.fixture
+def stand_ins(host: Host) -> Iterator[str]:
+    """A directory below /dev that this host alone sees, of devices and of what must not pass for one."""
+    directory = f"/dev/djtest-{secrets.token_hex(4)}"
+    try:
+        host.run("sh", "-c", STAND_INS.format(directory=directory))
+        yield directory
+    finally:
+        host.run("sh", "-c", f"umount {directory}; rmdir {directory}")
+
+
+@contextmanager
+def batch_cgroup(host: Host, *permitted: str) -> Iterator[str]:
+    """A cgroup such as a batch system makes for a job; yields its path below the mount point."""
+    group = Path(f"/sys/fs/cgroup/devices{host.cgroup}/uid_1/job_7")
+    group.mkdir(parents=True)
+    try:
+        (group / "devices.deny").write_text("a")
+        for device in permitted:
+            (group / "devices.allow").write_text(device)
+        yield f"{host.cgroup.strip('/')}/uid_*/job_7"
+    finally:
+        group.rmdir()
+        group.parent.rmdir()
+
+
+class TestDevices:
+    """Stand-ins with numbers of devices that do no harm; a container sees what its rules give and no more."""
+
+    def listed(self, host: Host, job: str, directory: str) -> list[str]:
+        return inside(host, job, "sh", "-c", f"cd {directory} && busybox find . ! -type d").split()
+
+    def test_of_a_directory(self, host: Host, job: str, stand_ins: str) -> None:
+        host.run("rm", "-r", f"{stand_ins}/refused")
+        rules = [{"path": stand_ins}, {"path": "/dev/djtest-none[0-9]", "required": False}]
+        host.module("job_node", arguments(job, devices=rules))
+        assert sorted(self.listed(host, job, stand_ins)) == ["./caps/cap1", "./owned", "./uverbs0"]
+        zeros = inside(
+            host, job, "sh", "-c", f"busybox dd if={stand_ins}/uverbs0 bs=4 count=1 | busybox wc -c"
+        )
+        assert zeros == "4"
+        inside(host, job, "sh", "-c", f"echo x >{stand_ins}/caps/cap1")
+        assert not host.module("job_node", arguments(job, devices=rules))["changed"]
+
+    def test_the_group_of_a_device_counts(self, host: Host, job: str, stand_ins: str) -> None:
+        rules = [{"path": f"{stand_ins}/own*"}]
+        read = ("sh", "-c", f"busybox dd if={stand_ins}/owned bs=4 count=1 2>&1")
+        host.module("job_node", arguments(job, devices=rules))
+        assert "1+0 records in" in inside(host, job, *read)
+        host.module("job_node", arguments(job, devices=rules, groups=[4800]))
+        done = host.run("/usr/bin/docker", "exec", f"{job}_node_0", *read, check=False)
+        assert "Permission denied" in done.stdout
+
+    def test_of_what_the_batch_system_permits(self, host: Host, job: str, stand_ins: str) -> None:
+        rule = {"path": f"{stand_ins}/*", "permit": "batch"}
+        with batch_cgroup(host, "c 1:5 rwm", "b 7:* rwm") as pattern:
+            host.module("job_node", arguments(job, devices=[rule], device_cgroups=[pattern]))
+            assert sorted(self.listed(host, job, stand_ins)) == ["./owned", "./uverbs0"]
+        with batch_cgroup(host, "c 1:3 rwm", "c 1:5 r") as pattern:
+            host.module("job_node", arguments(job, devices=[rule], device_cgroups=[pattern]))
+            assert inside(host, job, "sh", "-c", f"test -e {stand_ins} || echo none") == "none"
+        failed = host.module("job_node", arguments(job, devices=[rule], device_cgroups=[pattern]), fails=True)
+        assert "the batch system has no devices cgroup (v1) for the job" in failed["msg"]
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("disk", "no character device"),
+            ("link", "leads through a link, to /dev/kmsg"),
+            # By its number it is the host's network; its name says something else.
+            ("refused", "refused/uverbs1 is refused: with /dev/net/tun a process reads and changes the host"),
+            ("refused/uver*", "with /dev/net/tun"),
+        ],
+    )
+    def test_what_is_refused_on_the_host(
+        self, host: Host, job: str, stand_ins: str, name: str, said: str
+    ) -> None:
+        before = host.holds()
+        failed = host.module(
+            "job_node", arguments(job, devices=[{"path": f"{stand_ins}/{name}"}]), fails=True
+        )
+        assert said in failed["msg"]
+        assert host.holds() == before
+
+    def test_a_node_in_a_mounted_directory_opens_nothing(
+        self, host: Host, job: str, stand_ins: str, tmp_path: Path
+    ) -> None:
+        """As a file system of the site's may have one, and anybody open it on the host."""
+        tmp_path.chmod(0o755)
+        host.run("mknod", "-m", "666", str(tmp_path / "fuse"), "c", "10", "229")
+        mount = {"source": str(tmp_path), "target": "/mnt"}
+        host.module("job_node", arguments(job, mounts=[mount], devices=[{"path": f"{stand_ins}/uverbs0"}]))
+        script = f"(exec 3</mnt/fuse) && echo opened; busybox mknod {NODE}/fuse c 10 229 && echo made"
+        done = host.run("/usr/bin/docker", "exec", f"{job}_node_0", "sh", "-c", script, check=False)
+        assert done.stdout == ""
+        assert done.stderr.count("Operation not permitted") == 2, done.stderr
+        assert host.run("sh", "-c", f"(exec 3<{tmp_path}/fuse) && echo opened").stdout == "opened\n"
 
 
 class TestHostileUser:

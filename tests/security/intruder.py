@@ -140,6 +140,7 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "the host's memory": read("/dev/mem"),
     "the host's log": read("/dev/kmsg"),
     "a disk of the host's": make_device,
+    "a device that lies on a mounted file system": read("/scratch/alice/fuse"),
     "core_pattern": write("/proc/sys/kernel/core_pattern"),
     "sysrq": write("/proc/sysrq-trigger"),
     "the host's /sys": write("/sys/kernel/uevent_helper"),

@@ -21,6 +21,7 @@ from .attack import script, write_as
 pytestmark = pytest.mark.lab
 
 PROBE = "/scratch/alice/intruder.py"
+DEVICE = "/scratch/alice/fuse"
 DENIED = {"EPERM", "EACCES", "EROFS", "ENOENT", "ENOTDIR", "ENETUNREACH", "ECONNREFUSED", "ENOSYS"}
 """Answers to an attempt: not allowed, not there, no way."""
 
@@ -39,7 +40,8 @@ def came(cluster: Cluster) -> Iterator[dict[str, Any]]:
         "node1",
         "sh",
         "-c",
-        f"install -d -o bob -m 0700 {private}; echo hidden >{private}/secret; echo x >/dev/shm/of-the-host",
+        f"install -d -o bob -m 0700 {private}; echo hidden >{private}/secret; echo x >/dev/shm/of-the-host;"
+        f"mknod -m 666 {DEVICE} c 10 229",
     )
     write_as(cluster, "alice", PROBE, inspect.getsource(intruder))
     world = {
@@ -53,7 +55,7 @@ def came(cluster: Cluster) -> Iterator[dict[str, Any]]:
         assert done.status == 0, done
         yield json.loads(done.out)
     finally:
-        cluster.run("node1", "rm", "-rf", private, PROBE, "/dev/shm/of-the-host")
+        cluster.run("node1", "rm", "-rf", private, PROBE, DEVICE, "/dev/shm/of-the-host")
     assert not cluster.path("node1", "/home/bob/spoofed").exists()
 
 

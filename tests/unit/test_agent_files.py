@@ -104,6 +104,16 @@ def test_job_hostfile_replaces_a_link(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
 
 
+CONTROL = (
+    "OMPI_MCA_oob_tcp_if_include",
+    "PRTE_MCA_prte_if_include",
+    "PMIX_MCA_ptl_tcp_if_include",
+    "HYDRA_IFACE",
+    "I_MPI_HYDRA_IFACE",
+)
+"""What Open MPI 4, Open MPI 5, MPICH and Intel MPI start and watch their ranks over."""
+
+
 def test_environment_of_command() -> None:
     """The user's value wins over the image's, the image's over the defaults."""
     environment = mpi.job_environment(
@@ -123,6 +133,25 @@ def test_environment_of_command() -> None:
     assert environment["OMPI_MCA_orte_default_hostfile"] == "/run/dockerjob/node/hostfile"
     assert environment["I_MPI_HYDRA_HOST_FILE"] == "/run/dockerjob/node/machinefile"
     assert not {"SUPERVISOR_ENABLED", mpi.STARTED} & environment.keys()
+
+
+@pytest.mark.parametrize(("node", "said"), [(None, "eth1"), ("rdma_cm", "eth1"), ("uverbs0", None)])
+def test_ucx_chooses_itself_where_there_is_an_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str | None, said: str | None
+) -> None:
+    monkeypatch.setattr(mpi, "INFINIBAND", tmp_path)
+    if node:
+        (tmp_path / node).touch()
+    assert mpi.defaults("eth1", tmp_path).get("UCX_NET_DEVICES") == said
+
+
+def test_the_interconnect_is_the_sites_to_say_and_then_the_users() -> None:
+    """``container.environment`` and the user's own variables come with the request, in this order."""
+    site = {"UCX_NET_DEVICES": "mlx5_0:1", "FI_PROVIDER": "mlx", "OMPI_MCA_btl_tcp_if_include": "ib0"}
+    environment = mpi.job_environment({}, {**site, "FI_PROVIDER": "tcp"}, "eth1", Path("/node"))
+    assert {name: environment[name] for name in site} == {**site, "FI_PROVIDER": "tcp"}
+    # What starts the ranks stays on the job's network.
+    assert {environment[name] for name in CONTROL} == {"eth1"}
 
 
 def test_ssh_config_asks_nothing_and_trusts_only_the_job() -> None:

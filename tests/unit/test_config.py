@@ -49,11 +49,21 @@ def test_defaults_fill_what_is_left_out(tmp_path: Path) -> None:
         (GOOD.replace("/scratch", "/run/dockerjob"), r"mounts\.0\.path: .*/run$"),
         (GOOD.replace("/scratch", "/etc"), r"mounts\.0\.path: .*/etc/dockerjob"),
         (GOOD.replace("/scratch", "/scratch/../etc/ssh"), r"mounts\.0\.path: .*shortest form, /etc/ssh"),
-        (GOOD + "container: {devices: [/dev]}\n", r"container\.devices\.0: .*no path below /dev"),
-        (GOOD + "container: {devices: [/dev/mem]}\n", r"container\.devices\.0: .*the host itself"),
-        (GOOD + "container: {devices: [/dev/nvme0n1]}\n", r"container\.devices\.0: .*the host itself"),
-        (GOOD + "container: {devices: [/dev/mapper/x]}\n", r"container\.devices\.0: .*the host itself"),
-        (GOOD + "container: {devices: [/dev/x/../sda]}\n", r"container\.devices\.0"),
+        (GOOD + "container: {devices: [/dev]}\n", r"container\.devices\.0\.path: .*no path below /dev"),
+        (GOOD + "container: {devices: [/dev/mem]}\n", r"container\.devices\.0\.path: .*the host itself"),
+        (GOOD + "container: {devices: [/dev/nvme0n1]}\n", r"container\.devices\.0\.path: .*the host itself"),
+        (GOOD + "container: {devices: [/dev/mapper/x]}\n", r"container\.devices\.0\.path: .*the host itself"),
+        (GOOD + "container: {devices: [/dev/x/../sda]}\n", r"container\.devices\.0\.path"),
+        (GOOD + "container: {devices: ['/dev/tty[0-9]']}\n", r"container\.devices\.0\.path: .*host itself"),
+        (GOOD + "container: {devices: [{path: /dev/x, permit: root}]}\n", r"container\.devices\.0\.permit"),
+        (GOOD + "container: {devices: [{path: /dev/x, rights: m}]}\n", r"container\.devices\.0\.rights"),
+        (GOOD + "container: {devices: [1]}\n", r"container\.devices\.0"),
+        (GOOD + "container: {gpus: {names: []}}\n", r"container\.gpus\.names"),
+        (GOOD + "container: {gpus: {names: [all]}}\n", r"container\.gpus\.names\.0"),
+        (
+            GOOD + "container: {gpus: {names: [amd.com/gpu=0], driver: nvidia}}\n",
+            r"container\.gpus: .*nvidia",
+        ),
         (GOOD + "container: {memory_per_slot: 1KiB}\n", r"container\.memory_per_slot"),
         (GOOD + "container: {memory_per_slot: much}\n", r"container\.memory_per_slot"),
         (GOOD + "container: {cpus_per_slot: 0}\n", r"container\.cpus_per_slot"),
@@ -82,6 +92,31 @@ def test_sizes_may_have_units_and_devices_of_the_job_network_pass(tmp_path: Path
     container = load_config(write(tmp_path, text)).container
     assert (container.memory_per_slot, container.shm_size) == (4 << 30, 2_000_000_000)
     assert (container.pids, container.tmp_size) == (4096, 1 << 30)
+
+
+def test_devices_and_gpus_are_of_applications(tmp_path: Path) -> None:
+    text = """container:
+  devices: [/dev/infiniband, {path: '/dev/nvidia[0-9]*', applications: ['cuda:*'], required: false, permit: batch}]
+  gpus: {names: [nvidia.com/gpu=all], applications: ['cuda:*']}
+"""
+    container = load_config(write(tmp_path, GOOD + text)).container
+    assert [device.rule() for device in container.devices] == [
+        {"path": "/dev/infiniband", "required": True, "permit": "always"},
+        {"path": "/dev/nvidia[0-9]*", "required": False, "permit": "batch"},
+    ]
+    assert [device.has("cuda:12") for device in container.devices] == [True, True]
+    assert [device.has("openfoam:1912") for device in container.devices] == [True, False]
+    assert container.gpus
+    assert container.gpus.request() == {"driver": "cdi", "names": ["nvidia.com/gpu=all"]}
+    assert not container.gpus.has("openfoam:1912")
+
+
+def test_locked_memory_is_unlimited_unless_the_site_says_otherwise(tmp_path: Path) -> None:
+    """RDMA locks its buffers."""
+    ulimits = {
+        limit.name: (limit.soft, limit.hard) for limit in load_config(write(tmp_path, GOOD)).container.ulimits
+    }
+    assert ulimits["memlock"] == (-1, -1)
 
 
 def test_a_site_may_allow_tags(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 
 import pytest
 from dockerjob_core import container, node_options
-from dockerjob_core.container import ContainerSpec, Limits, Mount, Ulimit
+from dockerjob_core.container import ContainerSpec, Gpus, Limits, Mount, Ulimit
 
 SPEC = ContainerSpec("748", 0, "openfoam", 1000, 1001, groups=(20, 30), env={"B": "2", "A": "1 x"})
 
@@ -23,7 +23,7 @@ def test_the_container_is_bounded() -> None:
     body = container.payload(SPEC)
     assert body["User"] == "1000:1001"
     assert body["Hostname"] == "748_node_0"
-    assert body["Env"] == ["A=1 x", "B=2"]
+    assert body["Env"] == ["A=1 x", "B=2", "NVIDIA_VISIBLE_DEVICES=void"]
     config = body["HostConfig"]
     assert config["GroupAdd"] == ["20", "30"]
     assert config["CapDrop"] == ["ALL"]
@@ -55,6 +55,8 @@ LOOSENING = [
     "Binds",
     "DeviceCgroupRules",
     "Sysctls",
+    "Runtime",
+    "DeviceRequests",
 ]
 
 
@@ -94,6 +96,28 @@ def test_mounts_devices_and_profile() -> None:
         {"PathOnHost": "/dev/x", "PathInContainer": "/dev/x", "CgroupPermissions": "rw"}
     ]
     assert config["SecurityOpt"][1] == "seccomp={}"
+
+
+def test_gpus_by_cdi() -> None:
+    """As ``docker run --device nvidia.com/gpu=0`` has it."""
+    body = container.payload(replace(SPEC, gpus=Gpus("cdi", ("nvidia.com/gpu=0", "amd.com/gpu=all"))))
+    requests = body["HostConfig"]["DeviceRequests"]
+    assert requests == [{"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=0", "amd.com/gpu=all"]}]
+    assert "Runtime" not in body["HostConfig"]
+    assert "NVIDIA_VISIBLE_DEVICES=void" in body["Env"]
+
+
+def test_gpus_by_nvidias_runtime_are_the_sites_and_never_the_images() -> None:
+    gpus = Gpus("nvidia", ("nvidia.com/gpu=0", "nvidia.com/gpu=GPU-8f2a:1"))
+    image_or_whoever = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "all"}
+    body = container.payload(replace(SPEC, gpus=gpus, env=image_or_whoever))
+    assert body["HostConfig"]["Runtime"] == "nvidia"
+    assert "DeviceRequests" not in body["HostConfig"]
+    assert body["Env"] == [
+        "NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        "NVIDIA_VISIBLE_DEVICES=0,GPU-8f2a:1",
+    ]
+    assert "NVIDIA_VISIBLE_DEVICES=void" in container.payload(replace(SPEC, env=image_or_whoever))["Env"]
 
 
 def test_limits() -> None:
@@ -144,6 +168,7 @@ CHANGES: dict[str, object] = {
     "seccomp": "{}",
     "apparmor": "site",
     "devices": ("/dev/x",),
+    "gpus": Gpus("cdi", ("nvidia.com/gpu=0",)),
     "cgroup_parent": "/jobs/748",
     "labels": {"a": "b"},
     "run": "1f",

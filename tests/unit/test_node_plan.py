@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from dockerjob_core import jobdir, node
 from dockerjob_core.command import CommandError, run
-from dockerjob_core.container import Mount
+from dockerjob_core.container import Gpus, Mount
 from dockerjob_core.errors import HostError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ SPEC: dict[str, Any] = {
     "seccomp_profile": None,
     "apparmor_profile": None,
     "devices": [],
+    "device_cgroups": [],
+    "gpus": None,
     "labels": {},
 }
 
@@ -95,6 +97,17 @@ class TestParse:
         limits = parsed(limits={"cpuset": "0", "cpuset_of": ["lsf/*/job.1.*"]}).container.limits
         assert limits.cpuset == "0"
         assert parsed(limits={"cpuset_of": ["no/such"]}).container.limits.cpuset is None
+
+    def test_devices_and_gpus_are_what_this_host_has(self) -> None:
+        rules = [
+            {"path": "/dev/nu[l]l", "required": True, "permit": "always"},
+            {"path": "/dev/dockerjob-none", "required": False, "permit": "always"},
+            {"path": "/dev/zero", "required": False, "permit": "batch"},
+        ]
+        gpus = {"driver": "cdi", "names": ["nvidia.com/gpu=0"]}
+        made = parsed(devices=rules, device_cgroups=["no/such"], gpus=gpus).container
+        assert made.devices == ("/dev/null",)
+        assert made.gpus == Gpus("cdi", ("nvidia.com/gpu=0",))
 
     def test_files_are_part_of_the_specification(self) -> None:
         def digest(**changes: Any) -> str:

@@ -17,7 +17,7 @@ from dockerjob.broker.identity import Identity, caller
 from dockerjob.broker.limits import job_limits
 from dockerjob.broker.plan import JobPlan
 from dockerjob.broker.policy import choose_application
-from dockerjob.config import Config, load_config
+from dockerjob.config import Config, Device, Gpus, load_config
 from dockerjob.request import JobRequest
 from dockerjob_core.allocation import Allocation, HostSlots
 from dockerjob_core.errors import ConfigError, PolicyError, RequestError
@@ -198,3 +198,22 @@ def test_without_settings_a_slot_is_a_cpu_and_mpi_finds_its_limits(specs: dict[s
     assert (limits["memory"], limits["swap"], limits["cpus"], limits["cpuset"]) == (None, 0, 2.0, None)
     hard = {limit["name"]: limit["hard"] for limit in limits["ulimits"]}
     assert hard == {"memlock": -1, "stack": -1, "nofile": 65536}
+
+
+def test_devices_are_those_of_the_application_and_what_the_batch_system_permits_is_asked_on_the_host(
+    config: Config,
+) -> None:
+    devices = (
+        Device(path="/dev/infiniband"),
+        Device(path="/dev/nvidia[0-9]*", permit="batch", applications=("openfoam:*",)),
+        Device(path="/dev/x", applications=("other:*",)),
+    )
+    gpus = Gpus(names=("nvidia.com/gpu=0",), applications=("other:*",))
+    container = config.container.model_copy(update={"devices": devices, "gpus": gpus})
+    spec = plan_of(config.model_copy(update={"container": container})).host_specs()["node2"]
+    assert [(rule["path"], rule["permit"]) for rule in spec["devices"]] == [
+        ("/dev/infiniband", "always"),
+        ("/dev/nvidia[0-9]*", "batch"),
+    ]
+    assert spec["gpus"] is None
+    assert spec["device_cgroups"] == spec["limits"]["cpuset_of"] == ["lsf/*/job.7[[]3].*"]

@@ -16,6 +16,7 @@ import yaml
 from dockerjob_core import names
 from dockerjob_core.allocation import HOST_NAME
 from dockerjob_core.container import LOG_BYTES
+from dockerjob_core.devices import Permit, check_path
 from dockerjob_core.errors import ConfigError
 from dockerjob_core.ipam import NetworkPool
 from dockerjob_core.kvs import Endpoint, Kvs
@@ -57,12 +58,6 @@ CLOSED = (
     "/var/run",
 )
 """Paths that no container sees of its host; the agent in the container is at /opt/dockerjob."""
-
-HOSTS_DEVICES = re.compile(
-    r"(mem|kmem|port|kmsg|kvm|fuse|loop|sd[a-z]|hd[a-z]|vd[a-z]|xvd[a-z]|nvme|dm-|md[0-9]|sg[0-9]|bsg|tty[S0-9]|vcs)"
-    r"|(mapper|disk|block|bus|input|net|cpu|vfio|raw|shm|pts|mqueue|hugepages)(/|$)"
-)
-"""Devices below /dev with which a process has the host's memory, disks, terminals or network."""
 
 
 class _Model(BaseModel):
@@ -158,15 +153,6 @@ def _check_mount(path: str) -> str:
     return path
 
 
-def _check_device(path: str) -> str:
-    """Refuse what is not a device, or one with which a host is open."""
-    if os.path.normpath(path) != path or not path.startswith("/dev/"):
-        raise ValueError(f"{path} is no path below /dev")
-    if HOSTS_DEVICES.match(path.removeprefix("/dev/")):
-        raise ValueError(f"with {path} a process reads and changes the host itself")
-    return path
-
-
 def _check_profile(name: str) -> str:
     """Refuse the name that switches AppArmor off."""
     if name == "unconfined":
@@ -174,7 +160,6 @@ def _check_profile(name: str) -> str:
     return name
 
 
-Device = Annotated[str, AfterValidator(_check_device)]
 AppArmorProfile = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9/][A-Za-z0-9._/-]*$"), AfterValidator(_check_profile)
 ]
@@ -190,6 +175,60 @@ class Mount(_Model):
     path: Annotated[AbsolutePath, AfterValidator(_check_mount)]
     read_only: bool = False
     propagation: Literal["rprivate", "rslave"] = "rprivate"
+
+
+class _Applied(_Model):
+    """What the containers of some applications get: those that one of the patterns (fnmatch(3)) matches."""
+
+    applications: tuple[str, ...] = ("*",)
+
+    def has(self, application: str) -> bool:
+        """Tell whether *application* (``NAME:TAG``) gets it."""
+        return any(fnmatchcase(application, pattern) for pattern in self.applications)
+
+
+class Device(_Applied):
+    """Devices of the hosts: one, a directory of them, or a pattern; ``/dev/x`` alone means ``{path: /dev/x}``.
+
+    ``required`` makes a host without any an error of the job's, and ``permit: batch`` leaves out what the
+    batch system's devices cgroup (v1) of the job on that host doesn't permit.
+    """
+
+    path: Annotated[str, AfterValidator(check_path)]
+    required: bool = True
+    permit: Permit = "always"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+    def rule(self) -> dict[str, Any]:
+        """Return what a host is told of it."""
+        return self.model_dump(include={"path", "required", "permit"})
+
+
+GpuName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9.-]*/[A-Za-z][\w.-]*=[A-Za-z0-9][\w.:-]*$")
+]
+"""A CDI device: vendor, class and name."""
+
+
+class Gpus(_Applied):
+    """GPUs by CDI name, from the Docker daemon's CDI or by NVIDIA's runtime."""
+
+    names: Annotated[tuple[GpuName, ...], Field(min_length=1)]
+    driver: Literal["cdi", "nvidia"] = "cdi"
+
+    @model_validator(mode="after")
+    def _of_nvidia(self) -> Gpus:
+        if self.driver == "nvidia" and not all(name.startswith("nvidia.com/gpu=") for name in self.names):
+            raise ValueError("NVIDIA's runtime has nvidia.com/gpu=... only")
+        return self
+
+    def request(self) -> dict[str, Any]:
+        """Return what a host is told of them."""
+        return {"driver": self.driver, "names": list(self.names)}
 
 
 UlimitName = Literal[
@@ -262,6 +301,7 @@ class ContainerSettings(_Model):
     ``memory_per_slot`` and ``swap_per_slot`` are multiplied by the slots on the container's host, and
     ``cpus_per_slot`` by the CPUs, where the batch system counts these.  What the batch system limits
     further is limited further; nothing goes beyond these.
+    ``devices`` and ``gpus`` are for the applications that they name.
     ``environment`` is for COMMAND, such as a site's settings of MPI; a user's own variable wins.
     """
 
@@ -275,6 +315,7 @@ class ContainerSettings(_Model):
     pids: Annotated[int, Field(ge=64)] = 4096
     ulimits: tuple[Ulimit, ...] = MPI_ULIMITS
     devices: tuple[Device, ...] = ()
+    gpus: Gpus | None = None
     environment: dict[str, str] = {}
 
 

@@ -113,7 +113,16 @@ class JobPlan:
             "limits": self._limits(nodes[index]["host"]),
             "seccomp_profile": container.seccomp_profile,
             "apparmor_profile": container.apparmor_profile,
-            "devices": list(container.devices),
+            **self._devices(),
+        }
+
+    def _devices(self) -> dict[str, Any]:
+        application, container = self.request.application, self.config.container
+        gpus = container.gpus
+        return {
+            "devices": [device.rule() for device in container.devices if device.has(application)],
+            "device_cgroups": list(job_cgroups(self.request.allocation, self.identity.uid)),
+            "gpus": gpus.request() if gpus and gpus.has(application) else None,
         }
 
     def _limits(self, host: str) -> dict[str, Any]:
