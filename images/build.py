@@ -51,7 +51,8 @@ MMDEBSTRAP = (
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-include=/usr/share/doc/*/copyright",
     '--aptopt=Acquire::Languages "none"',
-    '--aptopt=APT::Keep-Downloaded-Packages "false"',
+    # Else each later installation leaves its packages in the image; as --aptopt it would hit mmdebstrap's own.
+    """--customize-hook=echo 'APT::Keep-Downloaded-Packages "false";' >"$1/etc/apt/apt.conf.d/98no-packages\"""",
     # The builder's own resolver and name have no place in an image.
     '--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"',
     SUITE,

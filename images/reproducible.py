@@ -76,7 +76,7 @@ def _content(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     except KeyError:
         content = None
     if content is None:
-        raise ValueError(f"{archive.name!s} is no archive of 'docker save': it has no {name}")
+        raise ValueError(f"this is no archive of 'docker save': it has no {name}")
     return content
 
 

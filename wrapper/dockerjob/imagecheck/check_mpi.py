@@ -83,10 +83,10 @@ def remote_shell(facts: Facts) -> Iterator[Finding]:
 
 def mpi_settings(facts: Facts) -> Iterator[Finding]:
     """A value of the image wins over the job's, and may lead mpirun elsewhere."""
-    of_jobs = {name for name in defaults("eth1", Path("/")) if not name.startswith("UCX_")}
-    for name in sorted({*of_jobs, *LAUNCHER_SETTINGS} & set(facts.config.env)):
-        value = facts.config.env[name]
-        if value not in ("ssh", "rsh"):
+    of_jobs = defaults("eth1", Path("/"))
+    for name, value in sorted(facts.config.env.items()):
+        chosen = name in of_jobs and value != of_jobs[name] and not name.startswith("UCX_")
+        if chosen or (name in LAUNCHER_SETTINGS and value not in ("ssh", "rsh")):
             yield Finding(
                 "mpi settings",
                 "warning",
