@@ -326,11 +326,13 @@ def test_exit_status_and_strict() -> None:
     assert report.exit_status([note], strict=True) == report.FINE
 
 
-def test_report_prints_the_image_s_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    facts = image(config=Config(user="[red]me[/red]"))
+def test_report_takes_the_image_s_texts_for_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither rich's markup nor the terminal's control sequences."""
+    facts = image(member("opt/\x1b[2J\n", mode=0o4755), config=Config(user="[red]me[/red]"))
     report.show(facts, findings(facts))
     printed = capsys.readouterr().out
     assert "note     user: USER is [red]me[/red]; a job" in printed
+    assert "set-uid or set-gid: /opt/?[2J? ->" in printed
     assert "7.0 MB  RUN" in printed
     document = json.loads(report.as_json(facts, findings(facts)))
     assert document["layers"] == [{"size": 7_000_000, "created_by": "RUN"}]

@@ -16,40 +16,10 @@ from .finding import SHOWN, Finding, some
 
 TEMPORARY = "/tmp"  # noqa: S108  # in the image
 
-DISTRIBUTION_SETUID = frozenset(
-    (
-        *(
-            "chage",
-            "chfn",
-            "chsh",
-            "crontab",
-            "dbus-daemon-launch-helper",
-            "expiry",
-            "fusermount",
-            "fusermount3",
-        ),
-        *(
-            "gpasswd",
-            "mount",
-            "mount.nfs",
-            "newgidmap",
-            "newgrp",
-            "newuidmap",
-            "pam_timestamp_check",
-            "passwd",
-        ),
-        *(
-            "pkexec",
-            "polkit-agent-helper-1",
-            "ssh-agent",
-            "ssh-keysign",
-            "su",
-            "sudo",
-            "umount",
-            "unix_chkpwd",
-        ),
-        *("userhelper", "utempter", "wall", "write", "bsd-write"),
-    )
+DISTRIBUTION_SETUID = re.compile(
+    r"chage|chfn|chsh|crontab|dbus-daemon-launch-helper|expiry|fusermount|fusermount3|gpasswd|mount|mount\.nfs"
+    r"|newgidmap|newgrp|newuidmap|pam_timestamp_check|passwd|pkexec|polkit-agent-helper-1|ssh-agent|ssh-keysign"
+    r"|su|sudo|umount|unix_chkpwd|userhelper|utempter|wall|write|bsd-write"
 )
 """What distributions ship with the bits set; a job needs none of them."""
 
@@ -97,7 +67,9 @@ def hardware(facts: Facts) -> Iterator[Finding]:
 
 def setuid(facts: Facts) -> Iterator[Finding]:
     """Jobs run without new privileges, so these bits have no effect."""
-    by_distribution = [path for path in facts.files.setuid if posixpath.basename(path) in DISTRIBUTION_SETUID]
+    by_distribution = [
+        path for path in facts.files.setuid if DISTRIBUTION_SETUID.fullmatch(posixpath.basename(path))
+    ]
     others = [path for path in facts.files.setuid if path not in by_distribution]
     if others:
         yield Finding(

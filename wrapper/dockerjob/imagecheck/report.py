@@ -49,18 +49,22 @@ def as_json(facts: Facts, found: list[Finding]) -> str:
 
 
 def show(facts: Facts, found: list[Finding]) -> None:
-    """Print findings and layers.  The image's texts are printed as they are, not as markup."""
+    """Print findings and layers.  The image's texts are neither markup nor commands to the terminal here."""
     console = Console()
     for line in (*(_finding(one) for one in found), "", "Layers, the lowest first:", *_layers(facts)):
         console.print(line, soft_wrap=True, highlight=False)
 
 
 def _finding(one: Finding) -> str:
-    text = escape(f"{one.name}: {one.text}" + (f" -> {one.remedy}" if one.remedy else ""))
+    text = _plain(f"{one.name}: {one.text}" + (f" -> {one.remedy}" if one.remedy else ""))
     return f"[{_COLOURS[one.level]}]{one.level:<8}[/] {text}"
 
 
 def _layers(facts: Facts) -> Iterator[str]:
     for layer in facts.layers:
         if layer.size:
-            yield escape(f"{megabytes(layer.size):>12}  {layer.created_by[:LAYER_TEXT]}")
+            yield _plain(f"{megabytes(layer.size):>12}  {layer.created_by[:LAYER_TEXT]}")
+
+
+def _plain(text: str) -> str:
+    return escape("".join(character if character.isprintable() else "?" for character in text))
