@@ -109,7 +109,7 @@ def size(facts: Facts) -> Iterator[Finding]:
     """Each host needs a copy."""
     level: Level = "warning" if facts.size >= LARGE else "note"
     count = sum(1 for layer in facts.layers if layer.size)
-    yield Finding("size", level, f"{megabytes(facts.size)} in {count} layers")
+    yield Finding("size", level, f"{megabytes(facts.size)} in {count} layer{'' if count == 1 else 's'}")
     if facts.files.cached >= MUCH_CACHED:
         yield Finding(
             "package cache", "note", f"{megabytes(facts.files.cached)} of package files and lists were left",

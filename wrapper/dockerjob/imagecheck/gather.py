@@ -54,7 +54,7 @@ def gather(client: docker.DockerClient, image: str) -> Facts:
     details = client.api.inspect_image(image)  # type: ignore[no-untyped-call]
     config = read_config(details)
     layers = tuple(
-        Layer(step["Size"], " ".join((step["CreatedBy"] or "").split()))
+        Layer(step["Size"], " ".join((step["CreatedBy"] or step["Comment"]).split()))
         for step in reversed(client.api.history(details["Id"]))  # type: ignore[no-untyped-call]
     )
     with _container(client, details["Id"], command=["/"], network_mode="none") as container:
