@@ -30,6 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from builder import STATE, BuildError, Docker, private_dockerd
+from reproducible import EPOCH, rewrite
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -50,6 +51,8 @@ MMDEBSTRAP = (
     "--dpkgopt=path-exclude=/usr/share/doc/*",
     "--dpkgopt=path-include=/usr/share/doc/*/copyright",
     '--aptopt=Acquire::Languages "none"',
+    # Else each later installation leaves its packages in the image; as --aptopt it would hit mmdebstrap's own.
+    """--customize-hook=echo 'APT::Keep-Downloaded-Packages "false";' >"$1/etc/apt/apt.conf.d/98no-packages\"""",
     # The builder's own resolver and name have no place in an image.
     '--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"',
     SUITE,
@@ -112,7 +115,7 @@ def input_hashes() -> dict[str, str]:
     parts: dict[str, list[bytes]] = {}
     for part, path in input_files():
         parts.setdefault(part, []).append(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    base = repr(MMDEBSTRAP).encode()
+    base = repr((MMDEBSTRAP, EPOCH)).encode()
     infra = [*parts["infra"], repr(sys.version_info[:2]).encode()]
     return {
         recipe.reference: _digest(
@@ -127,6 +130,31 @@ def _digest(chunks: Iterable[bytes]) -> str:
     for chunk in chunks:
         total.update(hashlib.sha256(chunk).digest())
     return total.hexdigest()
+
+
+def bootstrap(docker: Docker, command: tuple[str, ...], tag: str, directory: Path) -> Path:
+    """Make an image of the tar that *command* (mmdebstrap) writes, and return its archive in *directory*.
+
+    The same packages give the same id: mmdebstrap and :func:`rewrite` leave no time after :data:`EPOCH`.
+
+    Raises:
+        BuildError: *command* failed.
+    """
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": str(EPOCH)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment
+    ) as process:
+        assert process.stdout is not None  # noqa: S101 (it was asked for as a pipe)
+        docker.run("import", "--change", 'CMD ["/bin/bash"]', "-", tag, stdin=process.stdout.fileno())
+    saved, archive = directory / "saved.tar", directory / "image.tar"
+    if not process.returncode:
+        docker.run("save", "--output", str(saved), tag)
+    docker.run("rmi", tag)
+    if process.returncode:
+        raise BuildError(f"mmdebstrap failed with status {process.returncode}; see its lines above")
+    rewrite(saved, archive)
+    saved.unlink()
+    return archive
 
 
 class Build:
@@ -183,14 +211,8 @@ class Build:
         pinned = f"dockerjob-build/base:{self._hashes[BASE][:12]}"
         if docker.image_id(pinned) is None:
             say(f"{BASE}: bootstrapping Debian {SUITE}")
-            with subprocess.Popen(MMDEBSTRAP, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as bootstrap:
-                assert bootstrap.stdout is not None  # noqa: S101 (it was asked for as a pipe)
-                docker.run(
-                    "import", "--change", 'CMD ["/bin/bash"]', "-", pinned, stdin=bootstrap.stdout.fileno()
-                )
-            if bootstrap.returncode:
-                docker.run("rmi", pinned)
-                raise BuildError(f"mmdebstrap failed with status {bootstrap.returncode}; see its lines above")
+            with tempfile.TemporaryDirectory(prefix="base-", dir=self._state) as directory:
+                docker.run("load", "--input", str(bootstrap(docker, MMDEBSTRAP, pinned, Path(directory))))
         docker.run("tag", pinned, BASE)
 
     def _build(self, docker: Docker, recipe: Recipe) -> dict[str, str]:

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from dockerjob_core.errors import DockerjobError
 
 app = typer.Typer(no_args_is_help=True, help="Application images.")
-
-_COLOURS = {"ok": "green", "missing": "red", "note": "yellow"}
 
 
 @app.callback()
@@ -24,23 +22,27 @@ def _root() -> None:
 @app.command("check")
 def check(
     image: Annotated[str, typer.Argument(help="Name or id of an image on this host.")],
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     docker_host: Annotated[str | None, typer.Option(help="Docker daemon, unix:///path.")] = None,
 ) -> None:
-    """Say what IMAGE lacks to run jobs; exit status 1 if anything is missing.
+    """Say what IMAGE lacks or does wrong for jobs.
 
+    Exit status: 0 fine, 1 errors were found, 2 the image could not be checked.
     Needs access to Docker, so it is for those who build images.
     """
-    from ..images import as_json, check_image
+    from ..imagecheck import gather, report
+    from ..imagecheck.findings import findings
 
-    findings = check_image(image, docker_host)
+    try:
+        with gather.daemon(docker_host) as client:
+            facts = gather.gather(client, image)
+            found = [*gather.check_layer(client, facts), *findings(facts)]
+    except DockerjobError as error:
+        print(f"dockerjob: {image}: {error}", file=sys.stderr)
+        raise typer.Exit(report.UNKNOWN) from error
     if json:
-        print(as_json(findings))
+        print(report.as_json(facts, found))
     else:
-        table = Table("", "what", "found", "what to do", box=None, pad_edge=False)
-        for finding in findings:
-            colour = _COLOURS[finding.level]
-            level = f"[{colour}]{finding.level}[/{colour}]"
-            table.add_row(level, finding.name, finding.detail, finding.remedy)
-        Console().print(table)
-    raise typer.Exit(int(any(finding.level == "missing" for finding in findings)))
+        report.show(facts, found)
+    raise typer.Exit(report.exit_status(found, strict))

@@ -1,0 +1,4 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``dockerjob images check``: facts of an image, what they mean for jobs, and how that is said."""
