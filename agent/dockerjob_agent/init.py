@@ -32,7 +32,7 @@ def check_writable(directory: Path) -> None:
 def write_configuration(spec: JobSpec, read_only: Path, writable: Path) -> None:
     """Write what sshd and supervisord read, and the first state of ``/etc/hosts``."""
     environment = mpi.job_environment(os.environ, load_environment(read_only), spec.interface, writable)
-    sshd = ssh.sshd_config(spec.ssh_port, environment, str(writable))
+    sshd = ssh.sshd_config(spec.ssh_port, environment, str(writable), spec.shell)
     write_atomic(writable / "sshd_config", sshd)
     write_atomic(writable / "authorized_keys", "")
     write_atomic(writable / "known_hosts", "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .container import DOCKER_HOST, ENTRYPOINT
+from .infra import CHOICES
 from .names import RUNTIME_ROOT
 
 
@@ -73,6 +74,8 @@ SPEC = {
         "options": file_options("user", "0644"),
     },
     "overlays": {"type": "list", "elements": "dict", "default": [], "options": OVERLAY},
+    "infra": {"type": "str", "choices": list(CHOICES), "default": "image"},
+    "injected_overlays": {"type": "list", "elements": "dict", "default": [], "options": OVERLAY},
     "interface": {"type": "str", "default": "eth1"},
     "address": {"type": "str", "required": True},
     "vlan": {"type": "int", "required": True},
