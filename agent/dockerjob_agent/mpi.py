@@ -52,9 +52,7 @@ def defaults(interface: str, directory: Path, ssh: str) -> dict[str, str]:
     # Where there is InfiniBand it must choose its devices itself.
     ucx = {} if INFINIBAND.exists() else {"UCX_NET_DEVICES": interface}
     # MPICH calls what follows its launcher's name, Intel MPI its bootstrap's, by that name unless told so.
-    hydra_ssh = (
-        {"HYDRA_LAUNCHER_EXEC": ssh, "I_MPI_HYDRA_BOOTSTRAP_EXEC": ssh} if ssh.startswith("/") else {}
-    )
+    hydra_ssh = {"HYDRA_LAUNCHER_EXEC": ssh, "I_MPI_HYDRA_BOOTSTRAP_EXEC": ssh} if ssh.startswith("/") else {}
     return {
         **ucx,
         **hydra_ssh,

@@ -150,7 +150,18 @@ def generate_key(directory: Path, comment: str) -> subprocess.Popen[bytes]:
     for name in ("id_ed25519", "id_ed25519.pub"):
         (directory / name).unlink(missing_ok=True)
     return subprocess.Popen(
-        [keygen_program(), "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(directory / "id_ed25519")],
+        [
+            keygen_program(),
+            "-q",
+            "-t",
+            "ed25519",
+            "-N",
+            "",
+            "-C",
+            comment,
+            "-f",
+            str(directory / "id_ed25519"),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -294,7 +294,7 @@ class Engine:
 
         with _translated(self._address):
             try:
-                config = self._client.inspect_image(reference)["Config"] or {}
+                config = self._client.inspect_image(reference)["Config"] or {}  # type: ignore[no-untyped-call]
             except ImageNotFound as error:
                 raise _no_image(reference) from error
         variables = (entry.partition("=") for entry in config.get("Env") or ())

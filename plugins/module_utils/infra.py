@@ -61,7 +61,7 @@ def injected(
     )
 
 
-def directory_on_host(link: str = names.INFRA_HOST) -> str:
+def directory_on_host(link: str) -> str:
     """Return the directory with the version that new containers get.
 
     The directory and not the link, so that a container keeps its version when a new one comes.
@@ -72,7 +72,7 @@ def directory_on_host(link: str = names.INFRA_HOST) -> str:
     path = os.path.realpath(link)
     if not os.path.isfile(f"{path}/bin/dockerjob-agent"):
         raise HostError(
-            f"there is no portable infrastructure in {link}, and the image has none; "
+            f"the image is to get the portable infrastructure, and there is none in {link}; "
             "cluster_setup.yml --tags infra puts it there"
         )
     return path

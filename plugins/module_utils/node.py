@@ -46,6 +46,7 @@ class NodeSpec:
     writable_files: tuple[jobdir.JobFile, ...] = ()
     runtime_root: str = names.RUNTIME_ROOT
     infra: Infra = "image"
+    infra_directory: str = names.INFRA_HOST
     injected_overlays: tuple[Mount, ...] = ()
     """Mounts that take the place of others if the portable infrastructure is used."""
 
@@ -182,6 +183,7 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], 
         writable_files=tuple(map(_file, spec["writable_files"])),
         runtime_root=runtime_root,
         infra=spec["infra"],
+        infra_directory=spec["infra_directory"],
     )
     return replace(
         node,
@@ -238,10 +240,8 @@ def _with_infra(spec: NodeSpec, engine: Engine) -> NodeSpec:
     image = engine.image(spec.container.image)
     if not injects(spec.infra, image):
         return spec
-    directory = directory_on_host()
-    return replace(
-        spec, container=injected(spec.container, image, directory, spec.injected_overlays)
-    )
+    directory = directory_on_host(spec.infra_directory)
+    return replace(spec, container=injected(spec.container, image, directory, spec.injected_overlays))
 
 
 def present(spec: NodeSpec, engine: Engine, clock: Clock, *, check_mode: bool) -> Outcome:

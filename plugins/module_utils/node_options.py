@@ -9,7 +9,7 @@ from typing import Any
 
 from .container import DOCKER_HOST, ENTRYPOINT
 from .infra import CHOICES
-from .names import RUNTIME_ROOT
+from .names import INFRA_HOST, RUNTIME_ROOT
 
 
 def file_options(owner: str, mode: str) -> dict[str, Any]:
@@ -75,6 +75,7 @@ SPEC = {
     },
     "overlays": {"type": "list", "elements": "dict", "default": [], "options": OVERLAY},
     "infra": {"type": "str", "choices": list(CHOICES), "default": "image"},
+    "infra_directory": {"type": "path", "default": INFRA_HOST},
     "injected_overlays": {"type": "list", "elements": "dict", "default": [], "options": OVERLAY},
     "interface": {"type": "str", "default": "eth1"},
     "address": {"type": "str", "required": True},

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,20 @@ FOREIGN = ("foreign:minimal", "foreign:glibc", "foreign:musl")
 SHELL_OF = {"foreign:minimal": "/bin/sh", "foreign:glibc": "/bin/bash", "foreign:musl": "/bin/sh"}
 SSH = f"{names.INFRA_TARGET}/bin/ssh"
 
-EXPECTED = {"GREETING", "HOME", "HOSTNAME", "LOGNAME", "MAIL", "OLDPWD", "PATH", "PWD", "SHELL", "SHLVL", "USER", "_"}
+EXPECTED = {
+    "GREETING",
+    "HOME",
+    "HOSTNAME",
+    "LOGNAME",
+    "MAIL",
+    "OLDPWD",
+    "PATH",
+    "PWD",
+    "SHELL",
+    "SHLVL",
+    "USER",
+    "_",
+}
 OF_MPI = ("OMPI_", "PRTE_", "PMIX_", "HYDRA_", "I_MPI_", "MPIR_", "FI_", "UCX_")
 OF_SSH = {"SSH_CLIENT", "SSH_CONNECTION"}
 
@@ -25,7 +40,10 @@ OF_SSH = {"SSH_CLIENT", "SSH_CONNECTION"}
 @pytest.mark.parametrize("image", FOREIGN)
 def test_image_has_nothing_that_jobs_need(image_docker: Docker, image: str) -> None:
     """Else the tests below would show nothing."""
-    script = "for name in python3 ssh sshd ssh-keygen openssl; do command -v $name; done; ls /etc/ssl /opt/dockerjob || true"
+    script = (
+        "for name in python3 ssh sshd ssh-keygen openssl; do command -v $name; done;"
+        " ls /etc/ssl /opt/dockerjob || true"
+    )
     options = ("run", "--rm", "--network", "none", "--user", f"{UID}:{UID}", "--entrypoint", "/bin/sh")
     assert image_docker.run(*options, image, "-c", script, timeout=60) == ""
     bash = image_docker.run(*options, image, "-c", "command -v bash || true", timeout=60)
@@ -40,8 +58,8 @@ def test_job_over_two_nodes(job: JobContainers, portable: Path, image: str) -> N
     job.docker_options = ("--env", "PYTHONHOME=/nowhere", "--env", "LD_LIBRARY_PATH=/nowhere", "--read-only")
     job.docker_options += ("--tmpfs", "/tmp:mode=1777")
     job.prepare(
-        f"env; echo ---; {SSH} {second} env; echo ---; {SSH} {second} {SSH} {first} hostname;"
-        f' {SSH} {second} \'echo "$GREETING $0"\'; cat /proc/$$/cmdline; exit 9'
+        f"env; echo ---; {SSH} {second} env; echo ---; {SSH} {second} {SSH} {first} cat /proc/sys/kernel/hostname;"
+        f" {SSH} {second} 'echo \"$GREETING $0\"'; cat /proc/$$/cmdline; exit 9"
     )
     job.start()
     assert job.wait_for_end(0) == 9
@@ -83,15 +101,31 @@ def test_mpi_finds_the_infrastructures_ssh(job: JobContainers, portable: Path) -
         assert job.output().count(f"on {node}") == 2 * 3
 
 
+def test_check_command_takes_the_portable_one_where_there_is_no_layer(
+    image_docker: Docker, portable: Path
+) -> None:
+    """``dockerjob images check``: an image of others lacks nothing with it, and says so without it."""
+    program = "from dockerjob.cli import main; main()"
+    check = [sys.executable, "-c", program, "images", "check", "--docker-host", image_docker.host, "--json"]
+    for image in FOREIGN:
+        found = {
+            item["name"]: item for item in json.loads(run([*check, "--infra", str(portable), image]).stdout)
+        }
+        assert not [item for item in found.values() if item["level"] == "missing"]
+        assert found["ssh client"]["detail"] == SSH
+    with pytest.raises(AssertionError):
+        run([*check, "--infra", "/nonexistent", "foreign:musl"])
+
+
 def test_programs_take_nothing_from_the_image(portable: Path) -> None:
     """Each has the directory's loader and libraries in it, and what is found elsewhere is not theirs."""
     programs = [*(portable / "bin").iterdir(), *(portable / "sbin").iterdir()]
     elf = [path for path in programs if not path.is_symlink() and path.read_bytes()[:4] == b"\x7fELF"]
     assert len(elf) == 5
     for path in elf:
-        assert f"{names.INFRA_TARGET}/lib/ld-linux-x86-64.so.2" in run(["file", str(path)]).stdout
+        assert f"{names.INFRA_TARGET}/lib/ld-linux-x86-64.so.2\0".encode() in path.read_bytes()
     loader = (portable / "lib/ld-linux-x86-64.so.2").read_bytes()
-    assert b"/etc/ld.so." not in loader
+    assert not [name for name in (b"/etc/ld.so.cache\0", b"/etc/ld.so.preload\0") if name in loader]
 
 
 def test_directory_is_roots_and_open_to_read(portable: Path) -> None:

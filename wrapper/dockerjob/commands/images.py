@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from dockerjob_core import names
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +27,9 @@ def check(
     image: Annotated[str, typer.Argument(help="Name or id of an image on this host.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     docker_host: Annotated[str | None, typer.Option(help="Docker daemon, unix:///path.")] = None,
+    infra: Annotated[
+        str, typer.Option(help="Infrastructure that an image without the layer gets.")
+    ] = names.INFRA_HOST,
 ) -> None:
     """Say what IMAGE lacks to run jobs; exit status 1 if anything is missing.
 
@@ -33,7 +37,7 @@ def check(
     """
     from ..images import as_json, check_image
 
-    findings = check_image(image, docker_host)
+    findings = check_image(image, docker_host, infra)
     if json:
         print(as_json(findings))
     else:
