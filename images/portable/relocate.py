@@ -28,12 +28,20 @@ VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 STDLIB = Path("/usr/lib") / VERSION
 PROGRAMS = {
     f"bin/{VERSION}": Path("/usr/bin") / VERSION,
-    "bin/sh": Path("/bin/dash"),
-    "bin/ssh": Path("/usr/bin/ssh"),
     "bin/ssh-keygen": Path("/usr/bin/ssh-keygen"),
+    "libexec/ssh": Path("/usr/bin/ssh"),
     "sbin/sshd": Path("/usr/sbin/sshd"),
 }
+STATIC = {"bin/sh": Path("/bin/busybox")}
+"""What runs in COMMAND's environment, too: a static program preloads nothing, whatever LD_PRELOAD says."""
+
 UNUSED = ("__pycache__", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "ensurepip", "config-*", "*.a")
+
+SSH = """#!/opt/dockerjob/bin/sh
+# Called by COMMAND's programs, whose loader's variables are for the image's libraries.
+unset LD_PRELOAD LD_AUDIT LD_LIBRARY_PATH
+exec /opt/dockerjob/libexec/ssh "$@"
+"""
 
 SHELL = """#!/opt/dockerjob/bin/sh
 # The login shell of a job's user: the agent has told sshd by SHELL which one of the image it is.
@@ -63,7 +71,7 @@ def libraries(path: Path) -> dict[str, Path]:
 
 def copy_files(target: Path) -> None:
     """Copy programs, Python's library and the agent's packages."""
-    for name, source in PROGRAMS.items():
+    for name, source in {**PROGRAMS, **STATIC}.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target / name)
     library = target / "lib" / VERSION
@@ -80,9 +88,9 @@ def copy_files(target: Path) -> None:
         (target / "bin" / link).symlink_to(VERSION)
     shutil.copy(ROOT / "bin/dockerjob-agent", target / "bin/dockerjob-agent")
     (target / "shells").mkdir()
-    for name in SHELLS:
-        (target / "shells" / name).write_text(SHELL)
-        (target / "shells" / name).chmod(0o755)
+    for name, text in {"bin/ssh": SSH, **{f"shells/{name}": SHELL for name in SHELLS}}.items():
+        (target / name).write_text(text)
+        (target / name).chmod(0o755)
 
 
 def relocate(target: Path) -> None:
