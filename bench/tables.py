@@ -28,6 +28,7 @@ def render(results: Mapping[str, Any]) -> str:
         f"{results['hosts']} hosts on {results['cores']} cores, {results['runs']} pairs of floor and job, in turns.",
         _start(results),
         _phases(results),
+        _infra(results["infra"]),
         _idle(results["idle"]),
     ]
     if "pitzdaily" in results:
@@ -59,6 +60,18 @@ def _start(results: Mapping[str, Any]) -> str:
 def _phases(results: Mapping[str, Any]) -> str:
     rows = [[name, *_spread(values)] for name, values in results["phases"].items()]
     return "The broker's phases:\n\n" + _table(["phase", "min", "median", "max"], rows)
+
+
+def _infra(infra: Mapping[str, Any]) -> str:
+    rows = [
+        ["the image's layer", *_spread(infra["image"])],
+        ["the host's, injected", *_spread(infra["injected"])],
+        ["difference, pair by pair", *_spread(infra["difference"])],
+    ]
+    return (
+        f"The same image with its own infrastructure and with the host's, {infra['pairs']} pairs in turns, "
+        "wrapper to first line:\n\n" + _table(["infrastructure", "min", "median", "max"], rows)
+    )
 
 
 def _idle(idle: Mapping[str, Any]) -> str:

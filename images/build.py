@@ -8,7 +8,8 @@
 
 An image is rebuilt when one of its inputs changed (its files, its parent, the agent);
 otherwise nothing is started at all.  Result: ``<out>/<name>-<tag>.tar`` for ``docker load``
-and ``<out>/images.json`` with the id of each, which is what a site pins.
+and ``<out>/images.json`` with the id of each, which is what a site pins.  ``portable`` is no image:
+it is the infrastructure as an archive for the hosts, ``<out>/infra-<version>.tar.gz``, in ``<out>/infra.json``.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from builder import STATE, BuildError, Docker, private_dockerd
+from foreign import FOREIGN
 from reproducible import EPOCH, rewrite
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SUITE = "bookworm"
 BASE = "base:12"
+PORTABLE = "portable"
+PORTABLE_FROM = "shell:12"
+"""The image whose infrastructure layer the portable one is made from."""
 AGENT_PACKAGES = {
     "dockerjob_core": ROOT / "plugins/module_utils",
     "dockerjob_agent": ROOT / "agent/dockerjob_agent",
@@ -85,8 +90,11 @@ RECIPES = (
     Recipe("shell:12", None, infra=True),
     Recipe("mpihello:1", "mpihello", infra=True),
     Recipe("openfoam:1912", "openfoam", infra=True),
+    *(Recipe(name, None, infra=False) for name in FOREIGN),
 )
 """In build order.  ``shell`` is the base with the infrastructure layer and no application."""
+
+NAMES = (*(recipe.reference for recipe in RECIPES), PORTABLE)
 
 
 def say(text: str) -> None:
@@ -96,7 +104,7 @@ def say(text: str) -> None:
 
 def input_files() -> Iterator[tuple[str, Path]]:
     """Yield every file that goes into some image, with the part it belongs to."""
-    for part in ("infra", *(recipe.directory for recipe in RECIPES if recipe.directory)):
+    for part in ("infra", PORTABLE, *(recipe.directory for recipe in RECIPES if recipe.directory)):
         for path in sorted((HERE / part).rglob("*")):
             if path.is_file():
                 yield part, path
@@ -117,12 +125,17 @@ def input_hashes() -> dict[str, str]:
         parts.setdefault(part, []).append(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     base = repr((MMDEBSTRAP, EPOCH)).encode()
     infra = [*parts["infra"], repr(sys.version_info[:2]).encode()]
-    return {
+    images = {
         recipe.reference: _digest(
-            [base, *parts.get(recipe.directory or "", []), *(infra if recipe.infra else [])]
+            [
+                repr(FOREIGN[recipe.reference]).encode() if recipe.reference in FOREIGN else base,
+                *parts.get(recipe.directory or "", []),
+                *(infra if recipe.infra else []),
+            ]
         )
         for recipe in RECIPES
     }
+    return {**images, PORTABLE: _digest([base, *infra, *parts[PORTABLE]])}
 
 
 def _digest(chunks: Iterable[bytes]) -> str:
@@ -132,8 +145,10 @@ def _digest(chunks: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def bootstrap(docker: Docker, command: tuple[str, ...], tag: str, directory: Path) -> Path:
-    """Make an image of the tar that *command* (mmdebstrap) writes, and return its archive in *directory*.
+def bootstrap(
+    docker: Docker, command: Sequence[str], tag: str, directory: Path, shell: str = "/bin/bash"
+) -> Path:
+    """Make an image that runs *shell* of the tar that *command* writes, and return its archive in *directory*.
 
     The same packages give the same id: mmdebstrap and :func:`rewrite` leave no time after :data:`EPOCH`.
 
@@ -145,7 +160,7 @@ def bootstrap(docker: Docker, command: tuple[str, ...], tag: str, directory: Pat
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment
     ) as process:
         assert process.stdout is not None  # noqa: S101 (it was asked for as a pipe)
-        docker.run("import", "--change", 'CMD ["/bin/bash"]', "-", tag, stdin=process.stdout.fileno())
+        docker.run("import", "--change", f'CMD ["{shell}"]', "-", tag, stdin=process.stdout.fileno())
     saved, archive = directory / "saved.tar", directory / "image.tar"
     if not process.returncode:
         docker.run("save", "--output", str(saved), tag)
@@ -157,6 +172,19 @@ def bootstrap(docker: Docker, command: tuple[str, ...], tag: str, directory: Pat
     return archive
 
 
+def _read(path: Path) -> dict[str, dict[str, str]]:
+    if not path.exists():
+        return {}
+    record: dict[str, dict[str, str]] = json.loads(path.read_text())
+    return record
+
+
+def _write(path: Path, record: Mapping[str, Mapping[str, str]]) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    new.replace(path)
+
+
 class Build:
     """One run: turns out-of-date recipes into archives and records them in images.json."""
 
@@ -165,19 +193,23 @@ class Build:
         self._state = state
         self._out = out
         self._record_path = out / "images.json"
+        self._portable_path = out / "infra.json"
         self._hashes = input_hashes()
 
     def run(self, wanted: Iterable[str]) -> None:
         """Build what is out of date among *wanted*."""
         chosen = set(wanted)
-        record = self._read_record()
+        record = _read(self._record_path)
         stale = [
             recipe for recipe in RECIPES if recipe.reference in chosen and not self._fresh(recipe, record)
         ]
         for recipe in RECIPES:
             if recipe.reference in chosen and recipe not in stale:
                 say(f"{recipe.reference}: up to date")
-        if not stale:
+        portable = PORTABLE in chosen and not self._portable_fresh()
+        if PORTABLE in chosen and not portable:
+            say(f"{PORTABLE}: up to date")
+        if not stale and not portable:
             return
         self._out.mkdir(parents=True, exist_ok=True)
         with private_dockerd(self._state / "docker") as docker:
@@ -185,19 +217,12 @@ class Build:
             for recipe in stale:
                 started = time.monotonic()
                 record[recipe.reference] = self._build(docker, recipe)
-                self._write_record(record)
+                _write(self._record_path, record)
                 say(f"{recipe.reference}: done in {time.monotonic() - started:.0f} s")
-
-    def _read_record(self) -> dict[str, dict[str, str]]:
-        if not self._record_path.exists():
-            return {}
-        record: dict[str, dict[str, str]] = json.loads(self._record_path.read_text())
-        return record
-
-    def _write_record(self, record: dict[str, dict[str, str]]) -> None:
-        new = self._record_path.with_suffix(".new")
-        new.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-        new.replace(self._record_path)
+            if portable:
+                started = time.monotonic()
+                _write(self._portable_path, {PORTABLE: self._build_portable(docker)})
+                say(f"{PORTABLE}: done in {time.monotonic() - started:.0f} s")
 
     def _fresh(self, recipe: Recipe, record: dict[str, dict[str, str]]) -> bool:
         entry = record.get(recipe.reference, {})
@@ -205,21 +230,57 @@ class Build:
             entry.get("inputs") == self._hashes[recipe.reference] and Path(entry.get("archive", "")).is_file()
         )
 
+    def _portable_fresh(self) -> bool:
+        entry = _read(self._portable_path).get(PORTABLE, {})
+        return entry.get("inputs") == self._hashes[PORTABLE] and Path(entry.get("archive", "")).is_file()
+
     def _ensure_base(self, docker: Docker) -> None:
         """Bootstrap the base image, unless this data root has it from the same recipe."""
         # The tag carries the recipe, so a changed recipe is never taken for the old image.
         pinned = f"dockerjob-build/base:{self._hashes[BASE][:12]}"
         if docker.image_id(pinned) is None:
             say(f"{BASE}: bootstrapping Debian {SUITE}")
-            with tempfile.TemporaryDirectory(prefix="base-", dir=self._state) as directory:
-                docker.run("load", "--input", str(bootstrap(docker, MMDEBSTRAP, pinned, Path(directory))))
+            self._bootstrap(docker, MMDEBSTRAP, pinned, "/bin/bash")
         docker.run("tag", pinned, BASE)
+
+    def _bootstrap(self, docker: Docker, command: Sequence[str], tag: str, shell: str) -> None:
+        """Make an image of the tar that *command* writes, and have this data root load it."""
+        with tempfile.TemporaryDirectory(prefix="base-", dir=self._state) as directory:
+            docker.run("load", "--input", str(bootstrap(docker, command, tag, Path(directory), shell)))
+
+    def _build_portable(self, docker: Docker) -> dict[str, str]:
+        """Make the infrastructure layer of an image into an archive that runs in any other."""
+        say(f"{PORTABLE}: collecting the infrastructure of {PORTABLE_FROM}")
+        log = self._state / "logs" / f"{PORTABLE}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        # Also where it was built before: the builder's data root need not have it any more.
+        with self._context("infra", AGENT_PACKAGES) as context:
+            self._docker_build(docker, PORTABLE_FROM, context, f"APPLICATION_IMAGE={BASE}", log)
+        tag = f"dockerjob-build/{PORTABLE}"
+        with self._context(PORTABLE, {}) as context:
+            self._docker_build(docker, tag, context, f"INFRA_IMAGE={PORTABLE_FROM}", log)
+        version = self._hashes[PORTABLE][:12]
+        archive = self._out / f"infra-{version}.tar.gz"
+        partial = archive.with_suffix(".new")
+        container = docker.run("create", tag, "/bin/true").strip()
+        try:
+            docker.run("cp", f"{container}:/portable.tar.gz", str(partial))
+        finally:
+            docker.run("rm", container)
+        partial.chmod(0o644)
+        partial.replace(archive)
+        return {"archive": str(archive), "version": version, "inputs": self._hashes[PORTABLE]}
 
     def _build(self, docker: Docker, recipe: Recipe) -> dict[str, str]:
         log = self._state / "logs" / f"{recipe.archive_name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         application = BASE
+        if recipe.reference in FOREIGN:
+            say(f"{recipe.reference}: unpacking its packages")
+            self._bootstrap(docker, FOREIGN[recipe.reference], recipe.reference, "/bin/sh")
+            return self._save(docker, recipe)
         if recipe.directory:
             application = recipe.application_reference
             say(f"{recipe.reference}: building the application image (log: {log})")
@@ -291,19 +352,18 @@ class Build:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and build; return the exit status."""
-    names = [recipe.reference for recipe in RECIPES]
     parser = argparse.ArgumentParser(description="Build the project's images.")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"default: all of {', '.join(names)}")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"default: all of {', '.join(NAMES)}")
     parser.add_argument(
         "--state", type=Path, default=STATE, help="builder's data root and caches (%(default)s)"
     )
     parser.add_argument("--out", type=Path, help="directory of the archives and images.json (STATE/out)")
     options = parser.parse_args(argv)
-    unknown = sorted(set(options.images) - set(names))
+    unknown = sorted(set(options.images) - set(NAMES))
     if unknown:
-        parser.error(f"no such image: {', '.join(unknown)} (there are: {', '.join(names)})")
+        parser.error(f"no such image: {', '.join(unknown)} (there are: {', '.join(NAMES)})")
     try:
-        Build(options.state, options.out or options.state / "out").run(options.images or names)
+        Build(options.state, options.out or options.state / "out").run(options.images or NAMES)
     except (BuildError, subprocess.CalledProcessError) as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 1

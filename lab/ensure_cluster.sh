@@ -28,7 +28,7 @@ import json, sys
 print(json.dumps([[h["name"], h["pid"]] for h in json.load(sys.stdin)["hosts"]]))'
   find roles plugins playbooks wrapper agent integration requirements.lock -type f -not -name '*.pyc' -print0 |
     sort -z | xargs -0 sha256sum
-  sha256sum "${DOCKERJOB_LAB_IMAGES:-/var/lib/dockerjob-lab/images}/out/images.json"
+  sha256sum "${DOCKERJOB_LAB_IMAGES:-/var/lib/dockerjob-lab/images}"/out/{images,infra}.json
 }
 now=$(state | sha256sum)
 if [[ $(cat "$stamp" 2>/dev/null) == "$now" ]]; then

@@ -50,6 +50,8 @@ class JobContainers:
     slots: int = 2
     spec: dict[str, object] = field(default_factory=dict)
     docker_options: tuple[str, ...] = ()
+    portable: Path | None = None
+    """The portable infrastructure, for an image that has none."""
     lease: int = 0
 
     @property
@@ -109,8 +111,9 @@ class JobContainers:
         (read_only / "spec.json").write_text(json.dumps(spec))
         (read_only / "command").write_text(command)
         (read_only / "environment.json").write_text(json.dumps({"GREETING": 'say "hello"', "USER": "alice"}))
+        shell = names.login_shell("/bin/bash") if self.portable else "/bin/bash"
         (read_only / "passwd").write_text(
-            f"root:x:0:0::/root:/bin/sh\nalice:x:{UID}:{UID}::{self.jobdir}:/bin/bash\n"
+            f"root:x:0:0::/root:/bin/sh\nalice:x:{UID}:{UID}::{self.jobdir}:{shell}\n"
         )
         (read_only / "group").write_text(f"root:x:0:\nalice:x:{UID}:\n")
         (read_only / "ssh_config").write_text(ssh_config())
@@ -131,6 +134,7 @@ class JobContainers:
             f"{self.directory}/etcd.sock:{self.directory}/etcd.sock:ro",
             f"{self.jobdir}:{self.jobdir}",
             *(f"{read_only}/{name}:{target}:ro" for name, target in READ_ONLY),
+            *([f"{self.portable}:{names.INFRA_TARGET}:ro"] if self.portable else []),
         ]
         argv = [
             *("/usr/bin/docker", "--host", self.docker.host, "run", "--detach", "--name", self.nodes[index]),
@@ -271,6 +275,18 @@ def image_docker(job_images: dict[str, dict[str, str]]) -> Iterator[Docker]:
             if docker.image_id(name) != image["id"]:
                 docker.run("load", "--input", image["archive"])
         yield docker
+
+
+@pytest.fixture(scope="session")
+def portable(job_images: dict[str, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The portable infrastructure, as the role job_infra has it on a host."""
+    record = json.loads((STATE / "out/infra.json").read_text())["portable"]
+    directory = tmp_path_factory.mktemp("infra")
+    # Pytest's own directories are closed to others, and containers run as somebody else.
+    for path in (directory, directory.parent, directory.parent.parent):
+        path.chmod(0o755)
+    run(["tar", "--extract", "--gzip", "--file", record["archive"], "--directory", str(directory)])
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-INFRA = "add the infrastructure layer (images/infra) on top of the image"
+INFRA = "add the infrastructure layer (images/infra) on top of the image, or have the host's mounted (infra)"
 ROOT = Path("/opt/dockerjob")
 MPICH_REPAIRED = (4, 1, 2)
 """First MPICH without the fault of pmodels/mpich pull request 6596, when built for UCX."""
@@ -44,11 +44,11 @@ class Finding:
 
 def findings(application: bool = True) -> Iterator[Finding]:
     """Check everything; without *application*, only what the infrastructure layer brings."""
-    yield _program("shell", "/bin/sh", "the image has no shell; COMMAND is run by one")
+    yield _shell()
     yield _bash()
-    yield _program("ssh server", "/usr/sbin/sshd", INFRA)
-    yield _program("ssh client", "ssh", INFRA)
-    yield _program("ssh-keygen", "ssh-keygen", INFRA)
+    yield _program("ssh server", _portable("sbin/sshd") or "/usr/sbin/sshd", INFRA)
+    yield _program("ssh client", _portable("bin/ssh") or "ssh", INFRA)
+    yield _program("ssh-keygen", _portable("bin/ssh-keygen") or "ssh-keygen", INFRA)
     yield _python()
     yield _library("supervisor", "supervisor.supervisord")
     yield _library("etcd client", "etcd3")
@@ -70,10 +70,28 @@ def _program(name: str, program: str, remedy: str) -> Finding:
     return Finding(name, "missing", f"{program} not found", remedy)
 
 
+def _portable(name: str) -> str | None:
+    """Return a program of the portable infrastructure, None where that is not mounted."""
+    path = ROOT / name
+    return str(path) if path.exists() else None
+
+
+def _shell() -> Finding:
+    found = _program("shell", "/bin/sh", "the image has no shell; COMMAND is run by one")
+    portable = _portable("bin/sh")
+    if found.level == "ok" or not portable:
+        return found
+    return Finding(
+        "shell", "note", f"only {portable}", "COMMAND finds no other program unless the image has it"
+    )
+
+
 def _bash() -> Finding:
     path = shutil.which("bash", path="/usr/bin:/bin")
     if path:
         return Finding("bash", "ok", path)
+    if _portable("bin/sh"):
+        return Finding("bash", "note", "not found", "COMMANDs of users of bash are run by /bin/sh")
     return Finding("bash", "note", "not found", "only jobs whose SHELL is another one will run; install bash")
 
 

@@ -43,7 +43,7 @@ class Command:
                 self._process = subprocess.Popen(
                     [os.fsencode(spec.shell), b"-c", text],
                     cwd=spec.jobdir,
-                    env={**environment, "PWD": spec.jobdir},
+                    env={**environment, "PWD": spec.jobdir, "SHELL": spec.shell},
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,

@@ -32,7 +32,7 @@ def check_writable(directory: Path) -> None:
 def write_configuration(spec: JobSpec, read_only: Path, writable: Path) -> None:
     """Write what sshd and supervisord read, and the first state of ``/etc/hosts``."""
     environment = mpi.job_environment(os.environ, load_environment(read_only), spec.interface, writable)
-    sshd = ssh.sshd_config(spec.ssh_port, environment, str(writable))
+    sshd = ssh.sshd_config(spec.ssh_port, environment, str(writable), spec.shell)
     write_atomic(writable / "sshd_config", sshd)
     write_atomic(writable / "authorized_keys", "")
     write_atomic(writable / "known_hosts", "")
@@ -49,8 +49,16 @@ def run_agent() -> int:
     return run.main()
 
 
+def forget_own_variables() -> None:
+    """Take out of the environment what Python itself has put there: LC_CTYPE, where it found ``C`` (PEP 538)."""
+    given = {entry.partition(b"=")[0] for entry in Path("/proc/self/environ").read_bytes().split(b"\0")}
+    for name in os.environb.keys() - given:
+        del os.environb[name]
+
+
 def main() -> int:
     """Prepare the node and run its services; the exit status tells ``docker`` how it went."""
+    forget_own_variables()
     os.environ[mpi.STARTED] = repr(time.time())
     check_writable(WRITABLE)
     log = StoryLog()

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dockerjob_core import names
 from dockerjob_core.errors import RequestError
 
 from .files import write_atomic
 from .spec import Node
+from .ssh import ssh_program
 
 HOSTFILE = "hostfile"
 MACHINEFILE = "machinefile"
@@ -36,22 +38,26 @@ def machinefile(nodes: Iterable[Node]) -> str:
     return "".join(f"{node.name}:{node.slots}\n" for node in nodes)
 
 
-def defaults(interface: str, directory: Path) -> dict[str, str]:
+def defaults(interface: str, directory: Path, ssh: str) -> dict[str, str]:
     """Environment that makes a plain ``mpirun program`` use the whole allocation.
 
     Args:
         interface: The job network's interface.
         directory: Where the host files lie.
+        ssh: The ssh client; with its path where the image has none in ``PATH``.
     """
     open_mpi = str(directory / HOSTFILE)
     hydra = str(directory / MACHINEFILE)
     # UCX (below MPICH and some Open MPI) would use every interface, the loopback included.
     # Where there is InfiniBand it must choose its devices itself.
     ucx = {} if any(INFINIBAND.glob("uverbs*")) else {"UCX_NET_DEVICES": interface}
+    # MPICH calls what follows its launcher's name, Intel MPI its bootstrap's, by that name unless told so.
+    hydra_ssh = {"HYDRA_LAUNCHER_EXEC": ssh, "I_MPI_HYDRA_BOOTSTRAP_EXEC": ssh} if ssh.startswith("/") else {}
     return {
         **ucx,
+        **hydra_ssh,
         "OMPI_MCA_orte_default_hostfile": open_mpi,
-        "OMPI_MCA_plm_rsh_agent": "ssh",
+        "OMPI_MCA_plm_rsh_agent": ssh,
         "OMPI_MCA_oob_tcp_if_include": interface,
         "OMPI_MCA_btl_tcp_if_include": interface,
         # Single copy between processes (CMA) needs ptrace rights that containers lack.
@@ -63,7 +69,7 @@ def defaults(interface: str, directory: Path) -> dict[str, str]:
         # Suspending mpirun suspends the ranks on all nodes.
         "OMPI_MCA_orte_forward_job_control": "1",
         "PRTE_MCA_prte_default_hostfile": open_mpi,
-        "PRTE_MCA_plm_ssh_agent": "ssh",
+        "PRTE_MCA_plm_ssh_agent": ssh,
         "PRTE_MCA_prte_if_include": interface,
         "PMIX_MCA_ptl_tcp_if_include": interface,
         "HYDRA_HOST_FILE": hydra,
@@ -79,10 +85,18 @@ def defaults(interface: str, directory: Path) -> dict[str, str]:
 def job_environment(
     container: Mapping[str, str], request: Mapping[str, str], interface: str, directory: Path
 ) -> dict[str, str]:
-    """Environment of COMMAND and of what ssh starts for it: MPI defaults < image < request."""
+    """Environment of COMMAND and of what ssh starts for it: MPI defaults < image < request.
+
+    Variables of the image that were kept from the agent get their own names again, and those that are
+    the agent's go.
+    """
     own = ("SUPERVISOR_", STARTED)
-    kept = {name: value for name, value in container.items() if not name.startswith(own)}
-    return {**defaults(interface, directory), **kept, **request}
+    kept = {
+        name.removeprefix(names.IMAGE_VARIABLE): value
+        for name, value in container.items()
+        if not name.startswith(own)
+    }
+    return {**defaults(interface, directory, ssh_program()), **kept, **request}
 
 
 def write_host_files(nodes: Iterable[Node], directory: Path) -> None:

@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .ssh import SSHD
+from .ssh import sshd_program
 
 AGENT = "/opt/dockerjob/bin/dockerjob-agent"
 
@@ -54,7 +54,7 @@ minfds=64
 minprocs=1
 
 [program:sshd]
-command={SSHD} -D -e -f {directory}/sshd_config
+command={sshd_program()} -D -e -f {directory}/sshd_config
 priority=2
 startsecs=0
 autorestart=true

@@ -9,7 +9,8 @@ Parsed once, here; the rest of the agent sees frozen dataclasses only.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +113,31 @@ def _check(spec: JobSpec) -> None:
 
 
 def load(directory: Path = READ_ONLY) -> JobSpec:
-    """Read ``spec.json`` of this node.
+    """Read ``spec.json`` of this node; its shell is one that there is.
 
     Raises:
         ConfigError: The file is missing or not valid.
     """
     path = directory / "spec.json"
     try:
-        return parse(path.read_text())
+        spec = parse(path.read_text())
+        return replace(spec, shell=usable_shell(spec.shell))
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}; was this container started by the broker?"
         ) from error
+
+
+def usable_shell(wanted: str, infra: str = names.INFRA_TARGET) -> str:
+    """Return the shell that runs COMMAND: the user's where the image has it.
+
+    Else it is ``/bin/sh``, and the portable infrastructure's own in an image that has no shell at all.
+    An image with the infrastructure layer is held to what it promises: there it is always the user's.
+    """
+    portable = f"{infra}/bin/sh"
+    if not os.path.exists(portable):
+        return wanted
+    return next((shell for shell in (wanted, "/bin/sh") if os.access(shell, os.X_OK)), portable)
 
 
 def load_environment(directory: Path = READ_ONLY) -> dict[str, str]:

@@ -9,6 +9,7 @@ one published SSHPUBKEY gives its peers the line in known_hosts and the one in a
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -18,7 +19,6 @@ from pathlib import Path
 from dockerjob_core import names
 
 DEFAULT_PORT = 2222
-SSHD = "/usr/sbin/sshd"
 
 PUBLIC_KEY = re.compile(r"ssh-ed25519 [A-Za-z0-9+/]{60,80}={0,2}( [\w.@-]{1,64})?")
 """What a published key must look like before it goes into authorized_keys."""
@@ -40,6 +40,25 @@ NODE_LOCAL = frozenset(
     )
 )
 """Variables that belong to a process, a session or a host, so are not handed on by ssh."""
+
+
+def sshd_program(infra: str = names.INFRA_TARGET) -> str:
+    """Return the ssh server: the portable infrastructure's where that was mounted, else the image's."""
+    return _program(f"{infra}/sbin/sshd", "/usr/sbin/sshd")
+
+
+def ssh_program(infra: str = names.INFRA_TARGET) -> str:
+    """Return the ssh client, likewise; MPI libraries look for the image's in ``PATH``."""
+    return _program(f"{infra}/bin/ssh", "ssh")
+
+
+def keygen_program(infra: str = names.INFRA_TARGET) -> str:
+    """Return ssh-keygen, likewise."""
+    return _program(f"{infra}/bin/ssh-keygen", "ssh-keygen")
+
+
+def _program(portable: str, of_the_image: str) -> str:
+    return portable if os.path.exists(portable) else of_the_image
 
 
 def ssh_config(prefix: str = names.CONTAINER_WRITABLE, port: int = DEFAULT_PORT) -> str:
@@ -69,13 +88,14 @@ Host *_node_*
 """
 
 
-def sshd_config(port: int, environment: Mapping[str, str], directory: str) -> str:
+def sshd_config(port: int, environment: Mapping[str, str], directory: str, shell: str) -> str:
     """Text of the node's ``sshd_config``.
 
     Args:
         port: Port to listen on, on every address: the interface comes after sshd.
         environment: What a remote command (orted, a rank) finds set, as in COMMAND.
         directory: The node's writable directory.
+        shell: The user's shell in this image, which the one of ``/etc/passwd`` may stand for.
     """
     return f"""Port {port}
 AddressFamily inet
@@ -97,18 +117,21 @@ PrintLastLog no
 MaxStartups 1000
 MaxSessions 1000
 LogLevel INFO
-{set_env_line(environment)}"""
+{set_env_line(environment, shell)}"""
 
 
-def set_env_line(environment: Mapping[str, str]) -> str:
+def set_env_line(environment: Mapping[str, str], shell: str) -> str:
     """Build the one ``SetEnv`` line; sshd takes only the first of several (sshd_config(5)).
 
+    What it sets comes after what sshd itself has set, SHELL among it.
     A value with a control character can't be written in sshd's configuration and is left out.
     """
+    exported = {name: value for name, value in environment.items() if _exportable(name, value)}
+    if shell.isprintable():
+        exported["SHELL"] = shell
     pairs = [
         '"' + f"{name}={value}".replace("\\", "\\\\").replace('"', '\\"') + '"'
-        for name, value in sorted(environment.items())
-        if _exportable(name, value)
+        for name, value in sorted(exported.items())
     ]
     return "SetEnv " + " ".join(pairs) + "\n" if pairs else ""
 
@@ -127,7 +150,18 @@ def generate_key(directory: Path, comment: str) -> subprocess.Popen[bytes]:
     for name in ("id_ed25519", "id_ed25519.pub"):
         (directory / name).unlink(missing_ok=True)
     return subprocess.Popen(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(directory / "id_ed25519")],
+        [
+            keygen_program(),
+            "-q",
+            "-t",
+            "ed25519",
+            "-N",
+            "",
+            "-C",
+            comment,
+            "-f",
+            str(directory / "id_ed25519"),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -157,7 +191,7 @@ def try_login(node: str, timeout: float) -> str | None:
     Returns:
         None when it worked, else ssh's last words.
     """
-    argv = ["ssh", "-n", "-o", f"ConnectTimeout={max(1, int(timeout))}", node, "true"]
+    argv = [ssh_program(), "-n", "-o", f"ConnectTimeout={max(1, int(timeout))}", node, "true"]
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

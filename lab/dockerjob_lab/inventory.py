@@ -21,7 +21,7 @@ SITE: Mapping[str, object] = {
     "job_images_index": f"{IMAGES}/out/images.json",
     "job_images_directory": "/share/images",
     "job_images_shared": True,
-    "job_images_names": ["mpihello:1", "openfoam:1912"],
+    "job_images_names": ["mpihello:1", "openfoam:1912", "foreign:minimal", "foreign:musl"],
     "submit_host_install_root": "/share/dockerjob",
     "submit_host_install_shared": True,
     "submit_host_bin_dir": "/share/bin",

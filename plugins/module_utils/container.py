@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from docker import APIClient
 
 DOCKER_HOST = "unix:///var/run/docker.sock"
-ENTRYPOINT = ("/opt/dockerjob/bin/dockerjob-agent", "init")
+ENTRYPOINT = (f"{names.INFRA_TARGET}/bin/dockerjob-agent", "init")
 
 LOG_BYTES = 16 << 30
 LOG_ENTRY_BYTES = 48
@@ -113,6 +113,8 @@ class ContainerSpec:
     hostname: str | None = None
     entrypoint: tuple[str, ...] = ENTRYPOINT
     env: Mapping[str, str] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()
+    """Variables of the image that the first process shall not have."""
     mounts: tuple[Mount, ...] = ()
     limits: Limits = field(default_factory=Limits)
     seccomp: str | None = None
@@ -127,6 +129,14 @@ class ContainerSpec:
     def name(self) -> str:
         """The node's name is the container's."""
         return names.node_name(self.job_id, self.node_index)
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image as the daemon has it: its labels, and the variables that its processes get."""
+
+    labels: Mapping[str, str]
+    env: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -158,8 +168,10 @@ def payload(spec: ContainerSpec, extra_digest: str = "") -> Payload:
         "Image": spec.image,
         "Hostname": spec.hostname or spec.name,
         "User": f"{spec.uid:d}:{spec.gid:d}",
+        # A name alone takes the image's variable away.
         "Env": [
-            f"{key}={value}" for key, value in sorted({**spec.env, **_gpu_environment(spec.gpus)}.items())
+            *(f"{key}={value}" for key, value in sorted({**spec.env, **_gpu_environment(spec.gpus)}.items())),
+            *spec.unset,
         ],
         "Entrypoint": list(spec.entrypoint),
         "Cmd": [],
@@ -307,6 +319,22 @@ class Engine:
             listed = self._client.containers(all=True, filters={"label": names.LABEL_JOB})
         return {item["Labels"][names.LABEL_JOB] for item in listed}
 
+    def image(self, reference: str) -> Image:
+        """Return what the daemon knows of an image.
+
+        Raises:
+            HostError: it is not on this host.
+        """
+        from docker.errors import ImageNotFound
+
+        with _translated(self._address):
+            try:
+                config = self._client.inspect_image(reference)["Config"] or {}  # type: ignore[no-untyped-call]
+            except ImageNotFound as error:
+                raise _no_image(reference) from error
+        variables = (entry.partition("=") for entry in config.get("Env") or ())
+        return Image(config.get("Labels") or {}, {name: value for name, _, value in variables})
+
     def image_ids(self) -> list[str]:
         """Return the ids of all images."""
         with _translated(self._address):
@@ -320,9 +348,7 @@ class Engine:
             try:
                 created = self._client.create_container_from_config(body, name)  # type: ignore[no-untyped-call]
             except ImageNotFound as error:
-                raise HostError(
-                    f"the image {body['Image']} is not on this host; cluster_setup.yml --tags images puts it there"
-                ) from error
+                raise _no_image(body["Image"]) from error
             self._client.start(created["Id"])
             return _found(self._client.inspect_container(created["Id"]))
 
@@ -350,6 +376,12 @@ class Engine:
                 # Somebody else (the reaper, an earlier try) is at it; who asks next sees it gone.
                 if error.status_code != 409 or "already in progress" not in str(error.explanation):
                     raise
+
+
+def _no_image(reference: str) -> HostError:
+    return HostError(
+        f"the image {reference} is not on this host; cluster_setup.yml --tags images puts it there"
+    )
 
 
 def _found(inspected: Mapping[str, Any]) -> Found:

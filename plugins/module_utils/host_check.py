@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import names, ovs
 from .container import Engine
 from .errors import HostError
+from .infra import directory_on_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ def facts(bridge: str, runtime_root: str = names.RUNTIME_ROOT) -> dict[str, Any]
 
     Returns:
         ``docker``, ``bridge`` and ``relay``: why they can't be used, or an empty text;
+        ``infra``: likewise, why there is no portable infrastructure;
         ``images``: ids of the images there are; ``jobs``: jobs with containers or files here;
         ``free``: per volume, the share of it that is free; ``time``: seconds since the epoch.
     """
@@ -46,6 +48,7 @@ def facts(bridge: str, runtime_root: str = names.RUNTIME_ROOT) -> dict[str, Any]
         "images": images,
         "bridge": _problem(lambda: ovs.read_state().guarded_bridge(bridge)),
         "relay": _problem(lambda: _connect(f"{runtime_root}/relay/etcd.sock")),
+        "infra": _problem(lambda: directory_on_host(names.INFRA_HOST)),
         "jobs": sorted(jobs),
         "free": {path: _free(path) for path in VOLUMES if os.path.isdir(path)},
         "time": time.time(),

@@ -39,6 +39,21 @@ LABEL_RUN = "dockerjob.run"
 LABEL_SPEC = "dockerjob.spec"
 """Label with a digest of all a container was made from; a container with another one is replaced."""
 
+LABEL_INFRA = "dockerjob.infra"
+"""Label of an image that has the infrastructure layer."""
+
+INFRA_TARGET = "/opt/dockerjob"
+"""Where a container has the infrastructure, be it the image's own layer or the host's portable one."""
+
+INFRA_HOST = "/var/lib/dockerjob-infra/current"
+"""On a host: a link to the version of the portable infrastructure that new containers get."""
+
+SHELLS = ("ash", "bash", "csh", "dash", "fish", "ksh", "ksh93", "mksh", "sh", "tcsh", "zsh")
+"""Names of shells for which the portable infrastructure has a stand-in, see :func:`login_shell`."""
+
+IMAGE_VARIABLE = "DOCKERJOB_IMAGE_"
+"""Prefix of an image's variable that is kept from the infrastructure's own processes, and given to COMMAND."""
+
 OVS_JOB = "dockerjob_job"
 OVS_CONTAINER = "container_id"
 OVS_INTERFACE = "container_iface"
@@ -176,6 +191,16 @@ def mac_address(port: str) -> str:
 def flow_cookie(owner: str) -> int:
     """Mark of the flows of *owner*: a job's id, or the name of a port that is no job's."""
     return FLOW_COOKIES | int.from_bytes(hashlib.sha256(owner.encode()).digest()[:6], "big")
+
+
+def login_shell(shell: str) -> str:
+    """Return what ``/etc/passwd`` has as a user's shell where the image need not have that *shell*.
+
+    It is a program of the portable infrastructure with the shell's own name, by which MPI libraries
+    know how to speak to it; one that they don't know has the name ``sh``.
+    """
+    name = shell.rpartition("/")[2]
+    return f"{INFRA_TARGET}/shells/{name if name in SHELLS else 'sh'}"
 
 
 def link_alias(job_id: str) -> str:

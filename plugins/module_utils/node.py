@@ -24,6 +24,7 @@ from .cgroup import JobCgroup, Usage, bound_to, permitted_devices, traffic
 from .container import ContainerSpec, Gpus, Limits, Mount, Payload, Ulimit, payload
 from .devices import DeviceRule, Permitted, resolve
 from .errors import HostError
+from .infra import Infra, directory_on_host, injected, injects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,10 @@ class NodeSpec:
     files: tuple[jobdir.JobFile, ...] = ()
     writable_files: tuple[jobdir.JobFile, ...] = ()
     runtime_root: str = names.RUNTIME_ROOT
+    infra: Infra = "image"
+    infra_directory: str = names.INFRA_HOST
+    injected_overlays: tuple[Mount, ...] = ()
+    """Mounts that take the place of others if the portable infrastructure is used."""
 
     @property
     def directory(self) -> jobdir.JobDirectory:
@@ -180,9 +185,14 @@ def parse(job_id: str, runtime_root: str, bridge: str, spec: Mapping[str, Any], 
         files=tuple(map(_file, spec["files"])),
         writable_files=tuple(map(_file, spec["writable_files"])),
         runtime_root=runtime_root,
+        infra=spec["infra"],
+        infra_directory=spec["infra_directory"],
     )
-    mounts = _job_mounts(node, spec["overlays"])
-    return replace(node, container=replace(node.container, mounts=mounts))
+    return replace(
+        node,
+        container=replace(node.container, mounts=_job_mounts(node, spec["overlays"])),
+        injected_overlays=tuple(_overlay(node, overlay) for overlay in spec["injected_overlays"]),
+    )
 
 
 def _devices(rules: Sequence[Mapping[str, Any]], cgroups: Sequence[str]) -> tuple[str, ...]:
@@ -221,20 +231,36 @@ def _job_mounts(node: NodeSpec, overlays: Sequence[Mapping[str, str]]) -> tuple[
         Mount(f"{base}/{jobdir.WRITABLE}", names.CONTAINER_WRITABLE),
         Mount(f"{node.runtime_root}/relay", names.RELAY_DIRECTORY, read_only=True),
     ]
-    for overlay in overlays:
-        area, _, name = overlay["file"].partition("/")
-        if area not in (jobdir.READ_ONLY, jobdir.WRITABLE) or "/" in name or name in ("", ".", ".."):
-            raise HostError(f"not a file of the job's directory: {overlay['file']!r}")
-        source = f"{base}/{overlay['file']}"
-        own.append(Mount(source, overlay["target"], read_only=area == jobdir.READ_ONLY))
+    own += [_overlay(node, overlay) for overlay in overlays]
     given = {mount.target for mount in node.container.mounts}
     return (*node.container.mounts, *(mount for mount in own if mount.target not in given))
+
+
+def _overlay(node: NodeSpec, overlay: Mapping[str, str]) -> Mount:
+    """Make the mount of a file of the job's directory."""
+    area, _, name = overlay["file"].partition("/")
+    if area not in (jobdir.READ_ONLY, jobdir.WRITABLE) or "/" in name or name in ("", ".", ".."):
+        raise HostError(f"not a file of the job's directory: {overlay['file']!r}")
+    source = f"{node.directory.path}/{overlay['file']}"
+    return Mount(source, overlay["target"], read_only=area == jobdir.READ_ONLY)
+
+
+def _with_infra(spec: NodeSpec, engine: Engine) -> NodeSpec:
+    """Give the node the portable infrastructure, if that is the choice for its image."""
+    if spec.infra == "image":
+        return spec
+    image = engine.image(spec.container.image)
+    if not injects(spec.infra, image):
+        return spec
+    directory = directory_on_host(spec.infra_directory)
+    return replace(spec, container=injected(spec.container, image, directory, spec.injected_overlays))
 
 
 def present(spec: NodeSpec, engine: Engine, clock: Clock, *, check_mode: bool) -> Outcome:
     """Make the node as wanted; if a step fails, remove what there is of the job, then raise."""
     job_id = spec.container.job_id
     with clock.step("look"):
+        spec = _with_infra(spec, engine)
         body = spec.payload()
         found = engine.find(spec.container.name)
         if found and found.labels.get(names.LABEL_JOB) != job_id:

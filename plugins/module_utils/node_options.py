@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from .container import DOCKER_HOST, ENTRYPOINT
-from .names import RUNTIME_ROOT
+from .infra import CHOICES
+from .names import INFRA_HOST, RUNTIME_ROOT
 
 
 def file_options(owner: str, mode: str) -> dict[str, Any]:
@@ -85,6 +86,9 @@ SPEC = {
         "options": file_options("user", "0644"),
     },
     "overlays": {"type": "list", "elements": "dict", "default": [], "options": OVERLAY},
+    "infra": {"type": "str", "choices": list(CHOICES), "default": "image"},
+    "infra_directory": {"type": "path", "default": INFRA_HOST},
+    "injected_overlays": {"type": "list", "elements": "dict", "default": [], "options": OVERLAY},
     "interface": {"type": "str", "default": "eth1"},
     "address": {"type": "str", "required": True},
     "vlan": {"type": "int", "required": True},

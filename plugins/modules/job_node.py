@@ -199,6 +199,35 @@ options:
             description: Path in the container.
             type: path
             required: true
+      infra:
+        description:
+          - Where the agent, its Python, ssh server and client are from.
+          - With V(image) from a layer of the image, with V(injected) from the host, which mounts what the role
+            P(hpc.dockerjob.job_infra#role) brought to C(/opt/dockerjob), read-only.
+          - With V(auto) from the layer if the image has one, by its label C(dockerjob.infra), else from the host.
+        type: str
+        choices: [auto, image, injected]
+        default: image
+      infra_directory:
+        description: The host's directory with that infrastructure, or a link to it.
+        type: path
+        default: /var/lib/dockerjob-infra/current
+      injected_overlays:
+        description:
+          - Files of the job's directory that take the place of O(spec.overlays) with the same target, if the host's
+            infrastructure is used.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          file:
+            description: Path in the job's directory.
+            type: str
+            required: true
+          target:
+            description: Path in the container.
+            type: path
+            required: true
       interface:
         description: Name of the interface in the container.
         type: str

@@ -107,6 +107,46 @@ def inside(host: Host, job_id: str, *argv: str) -> str:
     return host.docker("exec", f"{job_id}_node_0", *argv)
 
 
+@pytest.fixture(scope="module")
+def image_with_variables(host: Host) -> Iterator[str]:
+    """An image of others that sets variables which the loader reads."""
+    name = "dockerjob-test:variables"
+    host.docker("create", "--name", "variables", IMAGE, "/bin/true")
+    host.docker("commit", "--change", "ENV LD_LIBRARY_PATH=/nowhere", "variables", name)
+    yield name
+    host.docker("rm", "variables")
+    host.docker("rmi", name)
+
+
+def test_infrastructure_of_the_host(host: Host, job: str, image_with_variables: str, tmp_path: Path) -> None:
+    """An image without the layer gets the host's, read-only; what its variables would do to it is prevented."""
+    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        path.chmod(0o755)
+    (tmp_path / "0123/bin").mkdir(parents=True)
+    (tmp_path / "0123/word").write_text("portable\n")
+    agent = tmp_path / "0123/bin/dockerjob-agent"
+    agent.write_text("#!/bin/sh\nexec sleep 600\n")
+    agent.chmod(0o755)
+    (tmp_path / "current").symlink_to("0123")
+    wanted = arguments(job, image=image_with_variables, infra="auto", infra_directory=f"{tmp_path}/current")
+    del wanted["spec"]["entrypoint"]
+    wanted["spec"]["files"].append({"name": "passwd_injected", "content_b64": encoded("alice of ours\n")})
+    wanted["spec"]["injected_overlays"] = [{"file": "ro/passwd_injected", "target": "/etc/passwd"}]
+    assert host.module("job_node", wanted)["changed"]
+    assert inside(host, job, "cat", "/opt/dockerjob/word", "/etc/passwd") == "portable\nalice of ours"
+    variables = inside(host, job, "cat", "/proc/1/environ").split("\0")
+    assert "DOCKERJOB_IMAGE_LD_LIBRARY_PATH=/nowhere" in variables
+    assert not [entry for entry in variables if entry.startswith("LD_")]
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        inside(host, job, "mkdir", "/opt/dockerjob/x")
+    assert not host.module("job_node", wanted)["changed"]
+
+
+def test_host_without_infrastructure_says_what_to_do(host: Host, job: str) -> None:
+    failed = host.module("job_node", arguments(job, infra="auto", infra_directory="/nowhere"), fails=True)
+    assert "cluster_setup.yml --tags infra" in failed["msg"]
+
+
 def wait_for(host: Host, job_id: str) -> None:
     host.docker("wait", f"{job_id}_node_0")
 

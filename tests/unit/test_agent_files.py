@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from dockerjob_agent import files, log, mpi, spec, ssh
+from dockerjob_agent.spec import usable_shell
 from dockerjob_core.errors import ConfigError, RequestError
 
 RAW: dict[str, Any] = {
@@ -142,7 +143,7 @@ def test_ucx_chooses_itself_where_there_is_an_adapter(
     monkeypatch.setattr(mpi, "INFINIBAND", tmp_path)
     if node:
         (tmp_path / node).touch()
-    assert mpi.defaults("eth1", tmp_path).get("UCX_NET_DEVICES") == said
+    assert mpi.defaults("eth1", tmp_path, "ssh").get("UCX_NET_DEVICES") == said
 
 
 def test_the_interconnect_is_the_sites_to_say_and_then_the_users() -> None:
@@ -152,6 +153,49 @@ def test_the_interconnect_is_the_sites_to_say_and_then_the_users() -> None:
     assert {name: environment[name] for name in site} == {**site, "FI_PROVIDER": "tcp"}
     # What starts the ranks stays on the job's network.
     assert {environment[name] for name in CONTROL} == {"eth1"}
+
+
+def test_the_images_own_variables_get_their_names_again() -> None:
+    """Those that would have misled the agent's loader and libraries were kept from it by the host."""
+    given = {"DOCKERJOB_IMAGE_LD_PRELOAD": "/opt/vendor/hooks.so", "PATH": "/bin"}
+    environment = mpi.job_environment(given, {}, "eth1", Path("/run/dockerjob/node"))
+    assert environment["LD_PRELOAD"] == "/opt/vendor/hooks.so"
+    assert not [name for name in environment if name.startswith("DOCKERJOB_")]
+
+
+def portable(directory: Path) -> str:
+    """Make what the portable infrastructure has at its mount point, and return that."""
+    for name in ("bin/sh", "bin/ssh", "bin/ssh-keygen", "sbin/sshd"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).touch(mode=0o755)
+    return str(directory)
+
+
+def test_programs_are_the_portable_ones_where_these_are(tmp_path: Path) -> None:
+    nothing = str(tmp_path / "nothing")
+    assert (ssh.ssh_program(nothing), ssh.keygen_program(nothing)) == ("ssh", "ssh-keygen")
+    assert ssh.sshd_program(nothing) == "/usr/sbin/sshd"
+    infra = portable(tmp_path)
+    assert ssh.ssh_program(infra) == f"{infra}/bin/ssh"
+    assert ssh.sshd_program(infra) == f"{infra}/sbin/sshd"
+
+
+def test_launchers_are_told_the_path_of_ssh_only_where_there_is_one() -> None:
+    """In PATH nothing of ours is to be found, and MPI libraries look there."""
+    directory = Path("/run/dockerjob/node")
+    assert "HYDRA_LAUNCHER_EXEC" not in mpi.defaults("eth1", directory, "ssh")
+    told = mpi.defaults("eth1", directory, "/opt/dockerjob/bin/ssh")
+    for name in ("OMPI_MCA_plm_rsh_agent", "PRTE_MCA_plm_ssh_agent", "HYDRA_LAUNCHER_EXEC"):
+        assert told[name] == "/opt/dockerjob/bin/ssh"
+    assert told["HYDRA_LAUNCHER"] == told["I_MPI_HYDRA_BOOTSTRAP"] == "ssh"
+
+
+def test_command_gets_a_shell_that_there_is(tmp_path: Path) -> None:
+    missing = str(tmp_path / "zsh")
+    assert usable_shell(missing, str(tmp_path / "nothing")) == missing
+    infra = portable(tmp_path)
+    assert usable_shell("/bin/bash", infra) == "/bin/bash"
+    assert usable_shell(missing, infra) == "/bin/sh"
 
 
 def test_ssh_config_asks_nothing_and_trusts_only_the_job() -> None:
@@ -169,17 +213,18 @@ def test_ssh_config_asks_nothing_and_trusts_only_the_job() -> None:
 
 def test_set_env_is_one_line_with_quoting() -> None:
     line = ssh.set_env_line(
-        {"PATH": "/a:/b", "OPTS": 'say "hi" \\ you', "HOME": "/root", "BASH_FUNC_x%%": "() {", "TWO": "a\nb"}
+        {"PATH": "/a:/b", "OPTS": 'say "hi" \\ you', "HOME": "/root", "BASH_FUNC_x%%": "() {", "TWO": "a\nb"},
+        "/bin/sh",
     )
-    assert line == 'SetEnv "OPTS=say \\"hi\\" \\\\ you" "PATH=/a:/b"\n'
-    assert ssh.set_env_line({}) == ""
+    assert line == 'SetEnv "OPTS=say \\"hi\\" \\\\ you" "PATH=/a:/b" "SHELL=/bin/sh"\n'
+    assert ssh.set_env_line({}, "/bin/\n") == ""
 
 
 def test_sshd_takes_keys_only() -> None:
-    text = ssh.sshd_config(2222, {"PATH": "/bin"}, "/run/dockerjob/node")
+    text = ssh.sshd_config(2222, {"PATH": "/bin"}, "/run/dockerjob/node", "/bin/sh")
     assert "UsePAM no\n" in text
     assert "PasswordAuthentication no\n" in text
-    assert text.endswith('SetEnv "PATH=/bin"\n')
+    assert text.endswith('SetEnv "PATH=/bin" "SHELL=/bin/sh"\n')
 
 
 def test_known_hosts_and_authorized_keys() -> None:

@@ -162,6 +162,7 @@ CHANGES: dict[str, object] = {
     "groups": (20,),
     "hostname": "h",
     "entrypoint": ("/bin/sh",),
+    "unset": ("LD_PRELOAD",),
     "env": {"A": "1"},
     "mounts": (Mount("/a", "/b"),),
     "limits": Limits(memory=1),

@@ -91,12 +91,15 @@ def test_whatever_a_node_publishes_its_peers_files_hold_keys_and_addresses_only(
 
 @given(st.dictionaries(TEXT | st.from_regex(r"[A-Za-z_]\w{0,9}", fullmatch=True), TEXT, max_size=5))
 def test_a_users_variables_make_one_line_of_sshds_configuration(environment: dict[str, str]) -> None:
-    line = ssh.set_env_line(environment)
-    assert line.count("\n") == (1 if line else 0)
+    line = ssh.set_env_line(environment, "/bin/sh")
+    assert line.count("\n") == 1
     assert line.strip().isprintable()
     words = shlex.split(line.removeprefix("SetEnv "))
     assert [word.partition("=")[::2] for word in words] == sorted(
-        (name, value) for name, value in environment.items() if ssh._exportable(name, value)
+        [
+            *((name, value) for name, value in environment.items() if ssh._exportable(name, value)),
+            ("SHELL", "/bin/sh"),
+        ]
     )
 
 

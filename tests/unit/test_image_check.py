@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 from dockerjob.imagecheck import report
-from dockerjob.imagecheck.check_config import LABEL_INFRA, LARGE
+from dockerjob.imagecheck.check_config import LARGE
 from dockerjob.imagecheck.facts import Config, Entry, Facts, Files, Layer
 from dockerjob.imagecheck.finding import Finding
 from dockerjob.imagecheck.findings import findings
 from dockerjob.imagecheck.gather import read_config
 from dockerjob.imagecheck.mpi import find_mpi
 from dockerjob.imagecheck.scan import CHUNK, scan
+from dockerjob_core import names
 from dockerjob_core.errors import HostError
 
 OPEN_MPI = b"\0Open MPI v%d.%d.%d\0\x004.1.4\0"
@@ -71,7 +72,7 @@ BASE = (
 def image(*members: tuple[tarfile.TarInfo, bytes] | tarfile.TarInfo, config: Config | None = None) -> Facts:
     """Facts of a small image with the infrastructure layer, that has *members* too."""
     config = config or Config()
-    config = replace(config, architecture="amd64", labels={LABEL_INFRA: "1", **config.labels})
+    config = replace(config, architecture="amd64", labels={names.LABEL_INFRA: "1", **config.labels})
     files = scan(chunks(tar(*BASE, *members)), (*config.entrypoint, *config.command))
     return Facts("solver:1", "sha256:1", config, files, (Layer(7_000_000, "RUN"),), 7_000_000, "amd64")
 
@@ -91,7 +92,22 @@ def test_a_plain_image_has_nothing_wrong() -> None:
 def test_an_image_without_the_layer_is_told_so() -> None:
     facts = image()
     facts = replace(facts, config=replace(facts.config, labels={}))
-    assert said(facts, "infrastructure", "error") == ["the image has no infrastructure layer"]
+    assert said(facts, "infrastructure", "note") == [
+        "the image has no layer of it: its containers get the hosts' own"
+    ]
+    assert problems(facts) == set()
+
+
+def test_without_the_layer_shell_and_ssh_are_the_infrastructures() -> None:
+    mpi = ((member("usr/lib/libmpi.so.40"), OPEN_MPI), (member("usr/bin/mpirun", mode=PROGRAM), b"\x7fELF"))
+    facts = image(*mpi)
+    files = Files({path: entry for path, entry in facts.files.entries.items() if path != "/usr/bin/sh"})
+    with_layer = replace(facts, files=replace(facts.files, entries=files.entries))
+    assert {"error: shell", "error: remote shell"} <= problems(with_layer)
+    without = replace(with_layer, config=replace(facts.config, labels={}))
+    assert problems(without) == set()
+    assert said(without, "shell", "note")
+    assert said(without, "remote shell", "note")
 
 
 def test_links_are_followed_as_in_the_container() -> None:

@@ -112,6 +112,15 @@ def test_who_the_user_is_can_not_be_set_by_a_variable(specs: dict[str, dict[str,
     assert "alice:x:2001:2001::/scratch/case:/bin/bash" in files(specs["node1"])["passwd"].decode()
 
 
+def test_an_image_of_others_gets_a_login_shell_that_is_there(specs: dict[str, dict[str, Any]]) -> None:
+    """sshd refuses a user whose shell is missing, and only the host finds out what the image is."""
+    spec = specs["node1"]
+    assert spec["infra"] == "auto"
+    assert spec["injected_overlays"] == [{"file": "ro/passwd_injected", "target": "/etc/passwd"}]
+    told = files(spec)["passwd_injected"].decode()
+    assert "alice:x:2001:2001::/scratch/case:/opt/dockerjob/shells/bash" in told
+
+
 def test_an_unknown_application_names_the_known_ones(config: Config) -> None:
     with pytest.raises(RequestError, match="there is: openfoam:1912"):
         choose_application(config, "nosuch:1")

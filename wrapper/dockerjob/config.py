@@ -18,6 +18,7 @@ from dockerjob_core.allocation import HOST_NAME
 from dockerjob_core.container import LOG_BYTES
 from dockerjob_core.devices import Permit, check_path
 from dockerjob_core.errors import ConfigError
+from dockerjob_core.infra import Infra
 from dockerjob_core.ipam import NetworkPool
 from dockerjob_core.kvs import Endpoint, Kvs
 from dockerjob_core.schedulers import SYSTEMS
@@ -131,10 +132,12 @@ class Application(_Model):
     """One application that jobs may ask for.
 
     ``hostfile`` is where command lines of this application expect a hostfile, relative
-    to JOBDIR, so that a submit script works as it stands.
+    to JOBDIR, so that a submit script works as it stands.  ``infra`` says where agent, ssh and Python are
+    from: a layer of the image, the host (``injected``), or by ``auto`` the layer if the image has one.
     """
 
     image: str
+    infra: Infra = "auto"
     hostfile: str | None = None
     description: str = ""
 

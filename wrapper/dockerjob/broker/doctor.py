@@ -133,6 +133,7 @@ def host_findings(config: Config, host: str, jobs: set[str] | None) -> Iterator[
         return
     wrong = [
         *_parts(host, facts),
+        *_infra(config, host, facts),
         *_images(config, host, facts),
         *_state(host, facts, (begin + time.time()) / 2),
         *_strays(host, facts, jobs),
@@ -171,6 +172,14 @@ def _parts(host: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
     for part, tags in (("docker", "docker"), ("bridge", "ovs"), ("relay", "etcd_relay")):
         if facts[part]:
             yield Finding("wrong", host, part, facts[part], f"{SETUP} {tags} --limit {host}")
+
+
+def _infra(config: Config, host: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check for the portable infrastructure where an application needs it, or may."""
+    choices = {application.infra for application in config.applications.values()}
+    if facts["infra"] and choices - {"image"}:
+        level: Literal["note", "wrong"] = "wrong" if "injected" in choices else "note"
+        yield Finding(level, host, "infrastructure", facts["infra"], f"{SETUP} infra --limit {host}")
 
 
 def _images(config: Config, host: str, facts: Mapping[str, Any]) -> Iterator[Finding]:

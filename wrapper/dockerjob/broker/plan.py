@@ -37,6 +37,8 @@ _MOUNTED_OVER = (
     ("ro/group", "/etc/group"),
     ("ro/ssh_config", "/etc/ssh/ssh_config"),
 )
+_INJECTED_OVER = (("ro/passwd_injected", "/etc/passwd"),)
+"""An image that knows nothing of us need not have the user's shell, and sshd refuses a user whose shell is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,8 @@ class JobPlan:
             # Mounted over /etc/hosts, so it must be there before the agent writes it.
             "writable_files": [_file("hosts", b"127.0.0.1 localhost\n", mode="0644", owner="user")],
             "overlays": [{"file": file, "target": target} for file, target in _MOUNTED_OVER],
+            "infra": self.application.infra,
+            "injected_overlays": [{"file": file, "target": target} for file, target in _INJECTED_OVER],
             "interface": network.interface,
             "address": f"{nodes[index]['address']}/{prefix_length}",
             "vlan": self.network.vlan,
@@ -159,6 +163,7 @@ class JobPlan:
             _file("command", self.request.command),
             _file("environment.json", json.dumps(self._environment()).encode()),
             _file("passwd", self.identity.passwd(self.home).encode()),
+            _file("passwd_injected", self._injected_passwd()),
             _file("group", self.identity.group().encode()),
             _file("ssh_config", ssh_config(names.CONTAINER_WRITABLE).encode()),
             _file("ca.pem", _read(ca)),
@@ -170,6 +175,10 @@ class JobPlan:
     def home(self) -> str:
         """HOME in the containers: the user's own where it is mounted, else JOBDIR."""
         return self.identity.home if is_mounted(self.config, self.identity.home) else self.request.jobdir
+
+    def _injected_passwd(self) -> bytes:
+        stand_in = dataclasses.replace(self.identity, shell=names.login_shell(self.identity.shell))
+        return stand_in.passwd(self.home).encode()
 
     def _environment(self) -> dict[str, str]:
         allocation = self.request.allocation

@@ -8,13 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from dockerjob_agent.check import INFRA
-
 from .facts import Facts
-from .finding import WITHOUT_LAYER, Finding, Level, megabytes
-
-LABEL_INFRA = "dockerjob.infra"
-"""The label that ``images/infra/Dockerfile`` sets."""
+from .finding import Finding, Level, megabytes
 
 LARGE = 10 << 30
 """Bytes from which an image is long on its way to the hosts."""
@@ -37,15 +32,12 @@ def architecture(facts: Facts) -> Iterator[Finding]:
 
 def infrastructure(facts: Facts) -> Iterator[Finding]:
     """The layer brings ssh, the agent and its Python."""
-    if has_layer(facts):
+    if facts.has_layer:
         yield Finding("infrastructure", "note", "the image has the infrastructure layer")
     else:
-        yield Finding("infrastructure", WITHOUT_LAYER, "the image has no infrastructure layer", INFRA)
-
-
-def has_layer(facts: Facts) -> bool:
-    """Whether the image has the infrastructure layer, by its label."""
-    return LABEL_INFRA in facts.config.labels
+        yield Finding(
+            "infrastructure", "note", "the image has no layer of it: its containers get the hosts' own"
+        )
 
 
 def user(facts: Facts) -> Iterator[Finding]:

@@ -27,13 +27,18 @@ DISTRIBUTION_SETUID = re.compile(
 def shell(facts: Facts) -> Iterator[Finding]:
     """COMMAND is run by a shell of the image."""
     if facts.files.which("/bin/sh", []) is None:
-        yield Finding("shell", "error", "there is no /bin/sh", "COMMAND is run by a shell: install one")
+        if facts.has_layer:
+            yield Finding("shell", "error", "there is no /bin/sh", "COMMAND is run by a shell: install one")
+        else:
+            yield Finding("shell", "note", "there is no /bin/sh: COMMAND is run by the infrastructure's")
     elif facts.files.which("bash", ["/bin", "/usr/bin"]) is None:
         yield Finding(
             "shell",
             "note",
             "there is no bash",
-            "only jobs of users with another SHELL will run; install bash",
+            "only jobs of users with another SHELL will run; install bash"
+            if facts.has_layer
+            else "COMMANDs of users of bash are run by /bin/sh",
         )
 
 

@@ -14,7 +14,7 @@ from dockerjob_agent.check import INFRA, MPICH_REPAIRED
 from dockerjob_agent.mpi import defaults
 
 from .facts import Facts
-from .finding import WITHOUT_LAYER, Finding
+from .finding import Finding
 from .mpi import Mpi, find_mpi
 
 LAUNCHER_SETTINGS = ("OMPI_MCA_plm", "PRTE_MCA_plm", "HYDRA_BOOTSTRAP", "HYDRA_LAUNCHER_EXEC")
@@ -78,12 +78,15 @@ def remote_shell(facts: Facts) -> Iterator[Finding]:
     if ssh:
         yield Finding("remote shell", "note", f"mpirun reaches other hosts with {ssh}")
     elif find_mpi(facts.files, facts.config):
-        yield Finding("remote shell", WITHOUT_LAYER, "mpirun needs ssh, and PATH has none", INFRA)
+        if facts.has_layer:
+            yield Finding("remote shell", "error", "mpirun needs ssh, and PATH has none", INFRA)
+        else:
+            yield Finding("remote shell", "note", "PATH has no ssh: mpirun is told of the infrastructure's")
 
 
 def mpi_settings(facts: Facts) -> Iterator[Finding]:
     """A value of the image wins over the job's, and may lead mpirun elsewhere."""
-    of_jobs = defaults("eth1", Path("/"))
+    of_jobs = defaults("eth1", Path("/"), "ssh")
     for name, value in sorted(facts.config.env.items()):
         chosen = name in of_jobs and value != of_jobs[name] and not name.startswith("UCX_")
         if chosen or (name in LAUNCHER_SETTINGS and value not in ("ssh", "rsh")):

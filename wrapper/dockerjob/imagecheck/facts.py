@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dockerjob_core import names
 from dockerjob_core.errors import HostError
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -145,3 +146,8 @@ class Facts:
     layers: tuple[Layer, ...]
     size: int
     host_architecture: str
+
+    @property
+    def has_layer(self) -> bool:
+        """Whether the image has the infrastructure layer, by its label."""
+        return names.LABEL_INFRA in self.config.labels

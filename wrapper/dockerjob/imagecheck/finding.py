@@ -14,9 +14,6 @@ from typing import Literal
 
 Level = Literal["error", "warning", "note"]
 
-WITHOUT_LAYER: Level = "error"
-"""How bad it is that an image lacks the infrastructure layer."""
-
 SHOWN = 5
 """How many paths of a list are named."""
 

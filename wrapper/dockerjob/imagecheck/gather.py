@@ -16,7 +16,6 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from dockerjob_agent import check
 from dockerjob_core.errors import HostError, RequestError
 
-from .check_config import has_layer
 from .facts import Config, Facts, Layer
 from .finding import Finding
 from .scan import scan
@@ -88,7 +87,7 @@ def check_layer(client: docker.DockerClient, facts: Facts) -> list[Finding]:
     Raises:
         HostError: the check itself failed.
     """
-    if not has_layer(facts) or facts.config.architecture != facts.host_architecture:
+    if not facts.has_layer or facts.config.architecture != facts.host_architecture:
         return []
     settings: dict[str, Any] = {
         "entrypoint": ["/opt/dockerjob/bin/python", "-I", CHECK_PATH, "--json", "--no-application"],
