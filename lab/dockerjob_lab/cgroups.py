@@ -50,7 +50,7 @@ def create(cgroup: str) -> bool:
         for part in cgroup.strip("/").split("/"):
             group = group / part
             if not group.is_dir():
-                group.mkdir()
+                group.mkdir(exist_ok=True)  # another job may be at it
                 changed = True
             _inherit_cpuset(group)
     return changed

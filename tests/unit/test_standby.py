@@ -17,7 +17,10 @@ from dockerjob_core.standby import Standby, hand_over
 from dockerjob_lab.system import wait_until
 
 NOBODY = 65534
-TASK: dict[str, Any] = {"options": {"job_id": "7", "run": "1f", "state": "present"}, "check_mode": False}
+RUN = f"{os.getpid():x}"
+"""Abstract addresses are the machine's: another test run may be at it."""
+
+TASK: dict[str, Any] = {"options": {"job_id": "7", "run": RUN, "state": "present"}, "check_mode": False}
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 
 
@@ -36,7 +39,7 @@ def answer() -> dict[str, Any] | None:
 
 def somebody_listens() -> bool:
     with open("/proc/net/unix", encoding="utf-8") as sockets:
-        return any(line.rstrip().endswith("/7/1f") for line in sockets)
+        return any(line.rstrip().endswith(f"/7/{RUN}") for line in sockets)
 
 
 @contextmanager
@@ -67,7 +70,7 @@ def performed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_does_the_task_in_its_own_process_and_ends() -> None:
-    held = Standby("7", "1f")
+    held = Standby("7", RUN)
     result = answer()
     assert result
     assert result["options"] == TASK["options"]
@@ -80,7 +83,7 @@ def test_it_does_the_task_in_its_own_process_and_ends() -> None:
 
 @ROOT_ONLY
 def test_it_works_with_the_guards_own_niceness() -> None:
-    held = Standby("7", "1f")
+    held = Standby("7", RUN)
     result = answer()
     assert result
     assert result["nice"] == os.getpriority(os.PRIO_PROCESS, 0)
@@ -88,7 +91,7 @@ def test_it_works_with_the_guards_own_niceness() -> None:
 
 
 def test_one_that_was_released_ends_and_leaves_nothing() -> None:
-    held = Standby("7", "1f")
+    held = Standby("7", RUN)
     assert wait_until(somebody_listens, 10)
     held.release()
     assert wait_until(lambda: not somebody_listens(), 10)
@@ -97,7 +100,7 @@ def test_one_that_was_released_ends_and_leaves_nothing() -> None:
 
 def test_one_that_waits_for_a_task_in_vain_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standby, "PATIENCE", 0.2)
-    held = Standby("7", "1f")
+    held = Standby("7", RUN)
     assert wait_until(somebody_listens, 10)
     assert wait_until(lambda: not somebody_listens(), 10)
     held.release()
@@ -108,7 +111,7 @@ def test_without_one_the_program_does_its_task_itself() -> None:
 
 
 def test_another_run_of_the_job_is_not_its_business() -> None:
-    held = Standby("7", "1f")
+    held = Standby("7", RUN)
     assert wait_until(somebody_listens, 10)
     assert hand_over({**TASK, "options": {**TASK["options"], "run": "20"}}) is None
     assert answer()
@@ -121,7 +124,7 @@ def test_one_that_dies_over_its_task_gives_it_back(monkeypatch: pytest.MonkeyPat
         return {}
 
     monkeypatch.setattr(node_task, "perform", die)
-    held = Standby("7", "1f")
+    held = Standby("7", RUN)
     assert wait_until(somebody_listens, 10)
     assert wait_until(lambda: hand_over(TASK) is None and not somebody_listens(), 10)
     held.release()
@@ -134,7 +137,7 @@ def test_a_user_who_listens_there_first_gets_no_task() -> None:
     def squat() -> None:
         os.setuid(NOBODY)
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(standby._address("7", "1f"))
+            listener.bind(standby._address("7", RUN))
             listener.listen()
             connection, _ = listener.accept()
             os.write(got[1], b"[" + connection.recv(4096) + b"]")
@@ -147,7 +150,7 @@ def test_a_user_who_listens_there_first_gets_no_task() -> None:
 
 @ROOT_ONLY
 def test_a_user_who_hands_in_a_task_is_not_served() -> None:
-    held = Standby("7", "1f")
+    held = Standby("7", RUN)
     said = os.pipe()
 
     def hand_in() -> None:
@@ -155,7 +158,7 @@ def test_a_user_who_hands_in_a_task_is_not_served() -> None:
         while True:
             with socket.socket(socket.AF_UNIX) as connection:
                 try:
-                    connection.connect(standby._address("7", "1f"))
+                    connection.connect(standby._address("7", RUN))
                 except ConnectionRefusedError:
                     time.sleep(0.01)
                     continue
