@@ -132,8 +132,15 @@ def _digest(chunks: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def bootstrap(docker: Docker, command: tuple[str, ...], tag: str, directory: Path) -> Path:
+def bootstrap(docker: Docker, command: tuple[str, ...], tag: str, change: str, directory: Path) -> Path:
     """Make an image of the tar that *command* (mmdebstrap) writes, and return its archive in *directory*.
+
+    Args:
+        docker: the builder; it keeps nothing.
+        command: the command line, which gets ``SOURCE_DATE_EPOCH``.
+        tag: name of the image in the archive.
+        change: a line of a Dockerfile for the configuration, as ``docker import --change`` takes it.
+        directory: where the archive goes.
 
     The same packages give the same id: mmdebstrap and :func:`rewrite` leave no time after :data:`EPOCH`.
 
@@ -145,7 +152,7 @@ def bootstrap(docker: Docker, command: tuple[str, ...], tag: str, directory: Pat
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment
     ) as process:
         assert process.stdout is not None  # noqa: S101 (it was asked for as a pipe)
-        docker.run("import", "--change", 'CMD ["/bin/bash"]', "-", tag, stdin=process.stdout.fileno())
+        docker.run("import", "--change", change, "-", tag, stdin=process.stdout.fileno())
     saved, archive = directory / "saved.tar", directory / "image.tar"
     if not process.returncode:
         docker.run("save", "--output", str(saved), tag)
@@ -212,7 +219,8 @@ class Build:
         if docker.image_id(pinned) is None:
             say(f"{BASE}: bootstrapping Debian {SUITE}")
             with tempfile.TemporaryDirectory(prefix="base-", dir=self._state) as directory:
-                docker.run("load", "--input", str(bootstrap(docker, MMDEBSTRAP, pinned, Path(directory))))
+                archive = bootstrap(docker, MMDEBSTRAP, pinned, 'CMD ["/bin/bash"]', Path(directory))
+                docker.run("load", "--input", str(archive))
         docker.run("tag", pinned, BASE)
 
     def _build(self, docker: Docker, recipe: Recipe) -> dict[str, str]:
