@@ -145,10 +145,15 @@ def _digest(chunks: Iterable[bytes]) -> str:
     return total.hexdigest()
 
 
-def bootstrap(
-    docker: Docker, command: Sequence[str], tag: str, directory: Path, shell: str = "/bin/bash"
-) -> Path:
-    """Make an image that runs *shell* of the tar that *command* writes, and return its archive in *directory*.
+def bootstrap(docker: Docker, command: Sequence[str], tag: str, change: str, directory: Path) -> Path:
+    """Make an image of the tar that *command* (mmdebstrap) writes, and return its archive in *directory*.
+
+    Args:
+        docker: the builder; it keeps nothing.
+        command: the command line, which gets ``SOURCE_DATE_EPOCH``.
+        tag: name of the image in the archive.
+        change: a line of a Dockerfile for the configuration, as ``docker import --change`` takes it.
+        directory: where the archive goes.
 
     The same packages give the same id: mmdebstrap and :func:`rewrite` leave no time after :data:`EPOCH`.
 
@@ -160,7 +165,7 @@ def bootstrap(
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment
     ) as process:
         assert process.stdout is not None  # noqa: S101 (it was asked for as a pipe)
-        docker.run("import", "--change", f'CMD ["{shell}"]', "-", tag, stdin=process.stdout.fileno())
+        docker.run("import", "--change", change, "-", tag, stdin=process.stdout.fileno())
     saved, archive = directory / "saved.tar", directory / "image.tar"
     if not process.returncode:
         docker.run("save", "--output", str(saved), tag)
@@ -240,13 +245,13 @@ class Build:
         pinned = f"dockerjob-build/base:{self._hashes[BASE][:12]}"
         if docker.image_id(pinned) is None:
             say(f"{BASE}: bootstrapping Debian {SUITE}")
-            self._bootstrap(docker, MMDEBSTRAP, pinned, "/bin/bash")
+            self._bootstrap(docker, MMDEBSTRAP, pinned, 'CMD ["/bin/bash"]')
         docker.run("tag", pinned, BASE)
 
-    def _bootstrap(self, docker: Docker, command: Sequence[str], tag: str, shell: str) -> None:
+    def _bootstrap(self, docker: Docker, command: Sequence[str], tag: str, change: str) -> None:
         """Make an image of the tar that *command* writes, and have this data root load it."""
         with tempfile.TemporaryDirectory(prefix="base-", dir=self._state) as directory:
-            docker.run("load", "--input", str(bootstrap(docker, command, tag, Path(directory), shell)))
+            docker.run("load", "--input", str(bootstrap(docker, command, tag, change, Path(directory))))
 
     def _build_portable(self, docker: Docker) -> dict[str, str]:
         """Make the infrastructure layer of an image into an archive that runs in any other."""
@@ -279,7 +284,7 @@ class Build:
         application = BASE
         if recipe.reference in FOREIGN:
             say(f"{recipe.reference}: unpacking its packages")
-            self._bootstrap(docker, FOREIGN[recipe.reference], recipe.reference, "/bin/sh")
+            self._bootstrap(docker, FOREIGN[recipe.reference], recipe.reference, 'CMD ["/bin/sh"]')
             return self._save(docker, recipe)
         if recipe.directory:
             application = recipe.application_reference

@@ -256,7 +256,7 @@ def test_a_bootstrapped_base_has_the_same_id_twice(image_docker: Docker, tmp_pat
     for attempt in range(2):
         directory = tmp_path / str(attempt)
         directory.mkdir()
-        archive = bootstrap(image_docker, command, "dockerjob-test/small:1", directory)
+        archive = bootstrap(image_docker, command, "dockerjob-test/small:1", 'CMD ["hello"]', directory)
         digests.add(hashlib.sha256(archive.read_bytes()).hexdigest())
     assert len(digests) == 1
     assert image_docker.image_id("dockerjob-test/small:1") is None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dockerjob_agent.check import INFRA, MPICH_REPAIRED
-from dockerjob_agent.mpi import defaults
+from dockerjob_agent.mpi import job_environment
 
 from .facts import Facts
 from .finding import Finding
@@ -86,9 +86,9 @@ def remote_shell(facts: Facts) -> Iterator[Finding]:
 
 def mpi_settings(facts: Facts) -> Iterator[Finding]:
     """A value of the image wins over the job's, and may lead mpirun elsewhere."""
-    of_jobs = defaults("eth1", Path("/"), "ssh")
+    of_jobs = job_environment({}, {}, "eth1", Path("/"))
     for name, value in sorted(facts.config.env.items()):
-        chosen = name in of_jobs and value != of_jobs[name] and not name.startswith("UCX_")
+        chosen = name in of_jobs and value not in ("ssh", of_jobs[name]) and not name.startswith("UCX_")
         if chosen or (name in LAUNCHER_SETTINGS and value not in ("ssh", "rsh")):
             yield Finding(
                 "mpi settings",
