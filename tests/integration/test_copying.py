@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from dockerjob.submit.rsync import Signals, Transfer, copy
+from dockerjob_agent.mpi import write_job_hostfile
+from dockerjob_agent.spec import Node
 from dockerjob_core import names
-from dockerjob_core.errors import ConfigError
+from dockerjob_core.errors import ConfigError, RequestError
 
 pytestmark = pytest.mark.integration
 
@@ -125,6 +127,15 @@ def test_a_full_file_system_is_said_in_the_system_s_words(places: tuple[Path, Pa
     (places[0] / "big").write_bytes(os.urandom(1 << 19))
     assert bring(places[0], small, "big", "little") == ""
     assert content(small) == content(places[0])
+
+
+def test_a_hostfile_that_finds_no_space_is_said_and_not_begun(small: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        (small / "full").write_bytes(bytes(2 << 20))
+    before = set(small.rglob("*"))
+    with pytest.raises(RequestError, match=r"cannot write HOSTFILE machines in .*: No space left on device"):
+        write_job_hostfile([Node(0, "7_node_0", "node1", 2, "10.0.0.1")], small, "machines")
+    assert set(small.rglob("*")) == before
 
 
 def test_a_used_up_quota_is_said_in_the_system_s_words(
