@@ -75,6 +75,33 @@ def test_inputs_are_paths_or_patterns_of_them(tree: Path, text: str, names: list
     assert inputs(tree, text) == names
 
 
+def test_what_command_has_removed_or_closed_is_missing_or_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", path)
+
+    assert staging.find_results(str(tree / "gone"), (".",)) == ((), ["."])
+    monkeypatch.setattr(os, "listdir", closed)
+    with pytest.raises(StageOutError, match=r"STAGE_OUT failed: .*/job: Permission denied"):
+        staging.find_results(str(tree / "job"), (".",))
+    with pytest.raises(RequestError, match=r"STAGE_IN: .*/case/: Permission denied"):
+        inputs(tree, "case/")
+
+
+def test_a_broker_that_can_not_be_called_leaves_no_scratch_space(
+    tree: Path, steps: Steps, site: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_request: JobRequest) -> int:
+        raise ConfigError("can't start sudo")
+
+    base = site()
+    monkeypatch.setattr(staging, "call_broker", fail)
+    with pytest.raises(ConfigError):
+        staging.run_staged(in_scratch(tree))
+    assert list(base.iterdir()) == []
+
+
 def test_a_name_that_is_there_is_no_pattern(tree: Path) -> None:
     (tree / "submit/x[1]").touch()
     assert inputs(tree, "x[1]") == ["x[1]"]

@@ -124,7 +124,11 @@ def run_and_bring_out(job: StagedJob, signals: Signals) -> int:
 
     COMMAND's own exit status comes before what went wrong with its results.
     """
-    status = call_broker(job.request)
+    try:
+        status = call_broker(job.request)
+    except DockerjobError as error:  # it was not even called
+        leave(job, error.exit_status)
+        raise
     signals.install()
     try:
         bring_out(job.request.jobdir, job.staging, signals, complete=not status)
@@ -199,7 +203,10 @@ def find_inputs(patterns: tuple[str, ...]) -> tuple[str, ...]:
     """
     found: dict[str, str] = {}
     for pattern in patterns:
-        matches = [*_matches("/", pattern, open_directories=True)]
+        try:
+            matches = [*_matches("/", pattern, open_directories=True)]
+        except OSError as error:
+            raise RequestError(f"STAGE_IN: {pattern}: {error.strerror}") from error
         if not matches and not os.path.isdir(pattern):
             raise RequestError(f"STAGE_IN: there is no {pattern}")
         for path in matches:
@@ -210,8 +217,15 @@ def find_inputs(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def find_results(jobdir: str, patterns: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the paths in JOBDIR that STAGE_OUT names, and the patterns that match nothing."""
-    found = {pattern: [*_matches(jobdir, pattern, open_directories=False)] for pattern in patterns}
+    """Return the paths in JOBDIR that STAGE_OUT names, and the patterns that match nothing.
+
+    Raises:
+        StageOutError: JOBDIR can't be read, or is not there any more.
+    """
+    try:
+        found = {pattern: [*_matches(jobdir, pattern, open_directories=False)] for pattern in patterns}
+    except OSError as error:
+        raise StageOutError(f"STAGE_OUT failed: {jobdir}: {error.strerror}") from error
     paths = dict.fromkeys(path for matches in found.values() for path in matches)
     return tuple(paths), [pattern for pattern, matches in found.items() if not matches]
 
