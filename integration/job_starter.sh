@@ -21,8 +21,8 @@
 #
 # A command is for containers if APPLICATION is set, or without --if-asked always; but never if it
 # is the wrapper, or a script that calls the wrapper itself. JOBDIR is the current directory unless
-# it is set. A script that lies in the batch system's spool, where no container sees it, is handed
-# over as text, if a Bourne shell runs it.
+# it is set, or the job stages data. A script that lies in the batch system's spool, where no
+# container sees it, is handed over as text, if a Bourne shell runs it.
 set -u
 
 LONGEST=131000 # of a variable, in bytes: MAX_ARG_STRLEN, less what is put around a script
@@ -159,6 +159,8 @@ if [ -n "${COMMAND:-}" ] && [ "$COMMAND" != "$command" ]; then
   say "the job's own command is run; COMMAND of the environment is not used"
 fi
 COMMAND=$command
-JOBDIR=${JOBDIR:-$PWD}
-export COMMAND JOBDIR
+# A job that brings its data along has scratch space for them.
+[ -n "${STAGE_IN:-}${STAGE_OUT:-}" ] || JOBDIR=${JOBDIR:-$PWD}
+export COMMAND
+[ -z "${JOBDIR:-}" ] || export JOBDIR
 exec "$wrapper"

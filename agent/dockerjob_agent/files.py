@@ -14,9 +14,14 @@ def write_atomic(path: Path, text: str, mode: int = 0o600) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    partial.replace(path)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        partial.replace(path)
+    except OSError:
+        # The disk is full, or the quota used up.
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_in_place(path: Path, text: str) -> None:

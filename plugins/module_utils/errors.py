@@ -12,6 +12,8 @@ a later try may succeed, so a site can list them in ``REQUEUE_EXIT_VALUES``.
 
 from __future__ import annotations
 
+import signal
+
 
 class DockerjobError(Exception):
     """Base of all errors with a message for people: what, where, and what to do."""
@@ -49,6 +51,18 @@ class WallClockError(DockerjobError):
     exit_status = 205
 
 
+class StageOutError(DockerjobError):
+    """COMMAND succeeded, but its results could not all be copied out of JOBDIR, where they stay."""
+
+    exit_status = 206
+
+
+class StageInError(DockerjobError):
+    """The inputs could not all be copied into JOBDIR; COMMAND was not started."""
+
+    exit_status = 207
+
+
 class HostError(DockerjobError):
     """A host of the allocation is unreachable or could not start its container."""
 
@@ -71,3 +85,12 @@ class BatchError(DockerjobError):
     """The batch system could not be asked about the job, or gave no answer."""
 
     exit_status = 213
+
+
+class StoppedError(DockerjobError):
+    """A signal ended the job before COMMAND did."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the shell's exit status for death by signal *number*."""
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.exit_status = 128 + number

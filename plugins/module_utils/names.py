@@ -79,6 +79,9 @@ CONTAINER_WRITABLE = RUNTIME_ROOT + "/node"
 """Where a container sees its job's root-owned files, and the ones that are the agent's to write."""
 
 
+STAGING_PARTIAL = ".dockerjob.partial"
+"""Directory, beside a file that is being staged, in which what has come of it is kept for the next try."""
+
 CGROUP_PARENT_FILE = "/etc/dockerjob/cgroup_parent"
 """On a host: the cgroup below which jobs have theirs, in the form that its Docker daemon takes; the role job_host's."""
 
@@ -170,6 +173,11 @@ def etcd_user(job_id: str) -> str:
 def host_job_directory(job_id: str, runtime_root: str = RUNTIME_ROOT) -> str:
     """Directory on a host with all files of the job; removed with the job."""
     return f"{runtime_root}/jobs/{check_job_id(job_id)}"
+
+
+def scratch_prefix(job_id: str) -> str:
+    """Beginning of the name of the job's directory in scratch space; what follows makes it unique."""
+    return f"dockerjob.{check_job_id(job_id)}."
 
 
 def cgroup_name(job_id: str) -> str:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from dockerjob_lab.client import CONFIG, Cluster
+from dockerjob.request import CHECK
+from dockerjob_lab.client import CONFIG, Cluster, Outcome
 from job_fixtures import job
 
 from .attack import NUMBER, TWO_HOSTS, broker, check_refused, last_audit, request
@@ -74,6 +76,16 @@ def test_a_false_claim_is_refused(
     cluster.record_job(NUMBER, told["user"], told["allocation"], told["state"])
     check_refused(cluster, broker(cluster, request(**claim)), 202, message)
     assert last_audit(cluster)["user"] == "alice"
+
+
+@pytest.mark.usefixtures("nothing_happens")
+def test_the_question_before_data_are_copied_is_answered_as_the_job_would_be(cluster: Cluster) -> None:
+    question = CHECK + json.dumps(request()).encode() + b"\n"
+    cluster.record_job(NUMBER, "alice", TWO_HOSTS)
+    assert broker(cluster, question) == Outcome(0, "", "")
+    cluster.record_job(NUMBER, "bob", TWO_HOSTS)
+    check_refused(cluster, broker(cluster, question), 202, f"job {NUMBER} is not yours, alice")
+    check_refused(cluster, broker(cluster, CHECK + b"{}\n"), 201, "malformed")
 
 
 @pytest.mark.usefixtures("nothing_happens")

@@ -96,6 +96,7 @@ def test_plain_words_are_left_as_they_are(release: Path) -> None:
     made = request(release, "mpirun", "-hostfile", "system/machines", "simpleFoam", "-parallel")
     assert made["COMMAND"] == "mpirun -hostfile system/machines simpleFoam -parallel"
     assert made["JOBDIR"] == str(release)
+    assert "JOBDIR" not in request(release, "true", STAGE_OUT="*")
 
 
 def test_the_users_jobdir_and_variables_stay(release: Path) -> None:

@@ -5,6 +5,7 @@
 
 The wrapper writes one JSON line, the request, to the broker's standard input, and then
 one line per signal it gets.  The end of that stream means that the wrapper is gone.
+With :data:`CHECK` before the request, the broker only says whether it would take it.
 Everything in a request is a claim.  This module is imported by the wrapper, which has to
 start fast, so it has no dependency but the standard library; the broker validates.
 """
@@ -28,6 +29,8 @@ SERVICE_ACCOUNT = "dockerjob"
 
 MAX_COMMAND = 128 * 1024 - 1
 """What execve(2) takes as one argument, with the NUL at its end (MAX_ARG_STRLEN); of a variable, too."""
+
+CHECK = b"check "
 
 MAX_REQUEST = 1024 * 1024
 MAX_WALL_CLOCK = 366 * 24 * 3600

@@ -23,7 +23,7 @@ from pathlib import Path
 from dockerjob_core.errors import DockerjobError, RequestError
 
 from ..query import Query
-from ..request import MAX_REQUEST, JobRequest
+from ..request import CHECK, MAX_REQUEST, JobRequest
 from .account import service_directory
 from .apart import stand_apart
 from .audit import Audit
@@ -55,6 +55,8 @@ def serve(audit: Audit) -> int:
     """Serve the one request that comes on standard input; return the exit status."""
     check_limits()
     line = read_line()
+    if line.startswith(CHECK):
+        return would_take(JobRequest.from_json(line.removeprefix(CHECK)), audit)
     query = Query.from_json(line)
     if query:
         return ask(query, audit)
@@ -106,6 +108,13 @@ def ask(query: Query, audit: Audit) -> int:
     from .answer import answer
 
     return answer(query, audit)
+
+
+def would_take(request: JobRequest, audit: Audit) -> int:
+    """Hold a request against proof and policy, before its user copies data for it."""
+    from .check import check
+
+    return check(request, audit)
 
 
 def lead(request: JobRequest, audit: Audit) -> int:

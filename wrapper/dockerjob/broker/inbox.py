@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import IO
 
-from dockerjob_core.errors import DockerjobError, KvsError
+from dockerjob_core.errors import KvsError, StoppedError
 from dockerjob_core.kvs import Event, Watch
 
 LONGEST_LINE = 4096
@@ -77,15 +77,6 @@ class Suspended:
 
 
 Message = Signalled | TreeChanged | WatchFailed | OutputEnded | NodeEnded | AllocationLost | Suspended
-
-
-class StoppedError(DockerjobError):
-    """A signal ended the job before COMMAND did."""
-
-    def __init__(self, number: int) -> None:
-        """Keep the shell's exit status for death by signal *number*."""
-        super().__init__(f"ended by {signal.Signals(number).name}")
-        self.exit_status = 128 + number
 
 
 class Inbox:

@@ -12,7 +12,14 @@ from collections.abc import Callable
 
 from dockerjob_core import jobtree, names
 from dockerjob_core.container import LOG_ENTRY_BYTES
-from dockerjob_core.errors import DiscoveryError, DockerjobError, HostError, KvsError, PolicyError
+from dockerjob_core.errors import (
+    DiscoveryError,
+    DockerjobError,
+    HostError,
+    KvsError,
+    PolicyError,
+    StoppedError,
+)
 from dockerjob_core.jobtree import JobTree
 from dockerjob_core.kvs import Kvs
 
@@ -25,7 +32,6 @@ from .inbox import (
     NodeEnded,
     OutputEnded,
     Signalled,
-    StoppedError,
     Suspended,
     TreeChanged,
     WatchFailed,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..config import BatchSettings, SystemSettings
 
 SITE_FILE = Path("/etc/default/dockerjob")
-"""Where a site says, for all of its users, what DOCKERJOB_BATCH is; a user's own variable wins."""
+"""What a site tells the wrapper: DOCKERJOB_BATCH, where a user's own variable wins, and its scratch space."""
 
 
 class RunLimit(NamedTuple):
@@ -39,14 +39,15 @@ def read_allocation(environment: Mapping[str, str], site_file: Path = SITE_FILE)
     Raises:
         RequestError: no batch system is recognised, or its variables contradict.
     """
-    chosen = environment.get(schedulers.OVERRIDE, "") or _site_choice(site_file)
+    chosen = environment.get(schedulers.OVERRIDE, "") or site_setting(schedulers.OVERRIDE, site_file)
     return schedulers.read_allocation(
         environment, lambda path: Path(path).read_text(encoding="utf-8"), chosen
     )
 
 
-def _site_choice(path: Path) -> str:
-    prefix = f"{schedulers.OVERRIDE}="
+def site_setting(name: str, path: Path = SITE_FILE) -> str:
+    """Return what the site has set *name* to; empty if nothing."""
+    prefix = f"{name}="
     with contextlib.suppress(OSError, ValueError):
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith(prefix):

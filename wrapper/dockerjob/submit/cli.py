@@ -56,6 +56,10 @@ Call it as the last line of a submit script, with these variables exported:
 
 and, if you like:
 
+  STAGE_IN      files and directories to copy into JOBDIR first, or patterns of them
+  STAGE_OUT     what to copy out of JOBDIR at the end, relative to it, or patterns
+  STAGE_OUT_TO  the directory that gets it, this one if not set
+                With STAGE_IN or STAGE_OUT, a job without JOBDIR gets the site's scratch space
   HOSTFILE      also write a hostfile here, relative to JOBDIR (e.g. system/machines)
   WALLCLOCK     [hours:]minutes after which the job ends, at most the site's limit
   DOCKERJOB_ENVIRONMENT  names of further variables to pass to COMMAND
@@ -69,7 +73,8 @@ The hosts and slots come from the batch system:
 MPI finds them without any flag; 'ssh <node>' works between the containers.
 
 Exit status: that of COMMAND, 128+n if signal n ended it.  200..205: the request, the
-site's policy or configuration, discovery, or the wall-clock; 210..212: a host, etcd or
+site's policy or configuration, discovery, or the wall-clock; 206: results could not be
+copied and stay where they are, 207: inputs could not be copied; 210..212: a host, etcd or
 the network pool, and 213: the batch system, where another try may succeed.  See
 docs/exit-status.md.
 """.format(
@@ -84,8 +89,18 @@ def main() -> None:
         prog="hpc_submit_dockerjob", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="read and check the request, start nothing")
+    parser.add_argument(
+        "--stage-out",
+        action="store_true",
+        help="copy STAGE_OUT out of JOBDIR, where it has stayed; start nothing",
+    )
     arguments = parser.parse_args()
     try:
+        if arguments.stage_out or is_staged(os.environ):
+            # Other jobs do without the time that this takes.
+            from .staging import main as staged
+
+            sys.exit(staged(os.environ, check=arguments.check, stage_out=arguments.stage_out))
         request = request_from_environment(os.environ)
         if arguments.check:
             print(f"job {request.allocation.job_id}: {request.application} on {describe_hosts(request)}")
@@ -95,6 +110,11 @@ def main() -> None:
         print(f"hpc_submit_dockerjob: {error}", file=sys.stderr)
         status = error.exit_status
     sys.exit(status)
+
+
+def is_staged(environment: Mapping[str, str]) -> bool:
+    """Tell whether data are to be copied for the job."""
+    return any(environment.get(name, "").strip() for name in ("STAGE_IN", "STAGE_OUT", "STAGE_OUT_TO"))
 
 
 def describe_hosts(request: JobRequest) -> str:
@@ -165,18 +185,30 @@ def call_broker(request: JobRequest) -> int:
     The broker gets a session of its own: a signal to this process group reaches it once,
     through us, and if we are killed it sees the end of its input and takes the job down.
     """
-    broker = str(Path(sys.executable).parent / "dockerjob-broker")
-    sudo = [SUDO, "-n", "-u", SERVICE_ACCOUNT]
     try:
-        process = subprocess.Popen([*sudo, "--", broker], stdin=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(broker_argv(), stdin=subprocess.PIPE, start_new_session=True)
     except OSError as error:
         raise ConfigError(f"can't start {SUDO}: {error.strerror}") from error
     pipe = process.stdin
     assert pipe is not None  # noqa: S101  # stdin=PIPE
     _install_handlers(pipe)
     _send(pipe, request.to_json())
-    status = _exit_status(process.wait())
-    if status == SUDO_REFUSES and subprocess.run([*sudo, "-l", "--", broker], capture_output=True).returncode:
+    return check_refusal(_exit_status(process.wait()))
+
+
+def broker_argv(*options: str) -> list[str]:
+    """Return the command line that calls the broker, with *options* of sudo's."""
+    broker = str(Path(sys.executable).parent / "dockerjob-broker")
+    return [SUDO, "-n", "-u", SERVICE_ACCOUNT, *options, "--", broker]
+
+
+def check_refusal(status: int) -> int:
+    """Return the exit status of the call, if it is the broker's.
+
+    Raises:
+        ConfigError: it is sudo's, which does not let this user call the broker.
+    """
+    if status == SUDO_REFUSES and subprocess.run(broker_argv("-l"), capture_output=True).returncode:
         raise ConfigError(
             f"sudo does not let you call the broker on {os.uname().nodename}; "
             "is this a submit host? cluster_setup.yml installs the rule"
