@@ -142,6 +142,7 @@ class JobPlan:
             "discovery_timeout": self.config.limits.discovery_timeout,
             "ssh_port": 2222,
             "verbose": self.request.verbose,
+            "terminal": self.request.terminal is not None,
             "etcd": {"socket": names.RELAY_SOCKET, "server_name": self.config.etcd.server_name},
         }
         ca = PurePosixPath(self.config.etcd.ca)
@@ -163,8 +164,9 @@ class JobPlan:
         return self.identity.home if is_mounted(self.config, self.identity.home) else self.request.jobdir
 
     def _environment(self) -> dict[str, str]:
-        allocation = self.request.allocation
+        allocation, terminal = self.request.allocation, self.request.terminal
         return {
+            **({"TERM": terminal.kind} if terminal else {}),
             **self.config.container.environment,
             **self.request.environment,
             "HOME": self.home,
