@@ -46,9 +46,18 @@ class Person:
         """The terminal's attributes."""
         return termios.tcgetattr(self.child.fileno())
 
+    def leaves(self) -> None:
+        """Hang up, if it has not ended."""
+        self.child.close(force=True)
+
     def ends(self) -> int:
         """Wait for the end; return the exit status, 128+n for a signal."""
         self.child.expect(pexpect.EOF)
         self.child.close()
         signal = self.child.signalstatus
         return int(self.child.exitstatus if signal is None else 128 + signal)
+
+
+def within(pid: int, *argv: str) -> list[str]:
+    """Return what runs *argv* in a host, whose first process is *pid*, with the terminal as its own."""
+    return ["nsenter", "-t", str(pid), "-a", "env", "--chdir=/", "setsid", "--ctty", "--wait", *argv]

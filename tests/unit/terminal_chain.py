@@ -14,6 +14,8 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +33,11 @@ LOST = 253
 
 def main() -> None:
     part, directory, command = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    parts = {"wrapper": wrapper, "broker": broker, "relay": lambda where, _: relay.main(where)}
+    parts: dict[str, Callable[[Path, str], int]] = {
+        "wrapper": wrapper,
+        "broker": broker,
+        "relay": lambda where, _: relay.main(where),
+    }
     # Threads wait for what does not come any more.
     os._exit(parts[part](directory, command))
 
@@ -74,7 +80,7 @@ def broker(directory: Path, command: str) -> int:
         while isinstance(message := inbox.get(600), Signalled):
             started.signal(message.number)
 
-    relay.threading.Thread(target=obey, daemon=True).start()
+    threading.Thread(target=obey, daemon=True).start()
     status = events.get()
     assert isinstance(status, int)
     attached.ended()

@@ -239,7 +239,7 @@ def test_a_command_that_does_not_read_still_gets_sizes_and_signals(tmp_path: Pat
         "print('runs', flush=True)\n"
         "while True: time.sleep(1000)\n"
     )
-    someone = person(tmp_path, f"exec {sys.executable} program")
+    someone = person(tmp_path, f"stty -echo; exec {sys.executable} program")
     someone.sees("runs")
     # More than all buffers on the way hold; nobody waits for the rest of it.
     threading.Thread(target=someone.child.send, args=("x" * 500_000,), daemon=True).start()
