@@ -160,6 +160,7 @@ def test_a_shell_of_qlogin_is_the_job(grid_engine: Cluster) -> None:
         person.types("sleep 1000\r")
         person.sees("sleep 1000\r\n")
         person.types("\x03")
+        person.sees(r"\^C[^>]*ready>")
         person.asks("echo interrupted $?", "interrupted 130")
         person.types("exit 7\r")
         person.sees("ended 7")

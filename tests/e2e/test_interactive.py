@@ -64,6 +64,7 @@ def test_a_shell_in_node_0(cluster: Cluster, sits: Sits) -> None:
     person.types("sleep 1000\r")
     person.sees("sleep 1000\r\n")
     person.types("\x03")
+    person.sees(r"\^C[^>]*ready>")
     person.asks("echo interrupted $?", "interrupted 130")
     other = person.asks("ssh ${HOSTNAME%0}1 hostname", r"\s(\d+_node_1)\s")[1].decode()
     person.asks(
