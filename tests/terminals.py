@@ -14,6 +14,9 @@ import pexpect  # type: ignore[import-untyped]
 WIDE = (40, 500)
 """So that no line wraps."""
 
+SLEEP = "sh -c 'echo sleeps $((1+1)); exec sleep 1000'", r"sleeps 2\s"
+"""A line to a shell, and what is seen when its program has the terminal: keys would act on the shell before."""
+
 
 class Person:
     """Somebody who types and reads, at a terminal whose first process is *argv*."""

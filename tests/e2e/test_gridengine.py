@@ -17,7 +17,7 @@ import pytest
 import yaml
 from dockerjob_lab.client import CONFIG, ROOT, Cluster
 from job_fixtures import WRAPPER, containers, forgotten, wait_until
-from terminals import Person, within
+from terminals import SLEEP, Person, within
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -157,8 +157,7 @@ def test_a_shell_of_qlogin_is_the_job(grid_engine: Cluster) -> None:
         person.sees("ready>")
         person.asks("hostname", r"\s\d+_node_0\s")
         person.asks(f"{MPI} | grep -c 'of 4 on'", r"\s4\s")
-        person.types("sleep 1000\r")
-        person.sees("sleep 1000\r\n")
+        person.asks(*SLEEP)
         person.types("\x03")
         person.sees(r"\^C[^>]*ready>")
         person.asks("echo interrupted $?", "interrupted 130")

@@ -17,7 +17,7 @@ from dockerjob_lab.client import LAB, Cluster
 from dockerjob_lab.model import HEAD
 from dockerjob_lab.slurm import environment_of
 from job_fixtures import WRAPPER, wait_until
-from terminals import Person, within
+from terminals import SLEEP, Person, within
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400), pytest.mark.usefixtures("nothing_left")]
 
@@ -61,8 +61,7 @@ def test_a_shell_in_node_0(cluster: Cluster, sits: Sits) -> None:
     person.asks("stty size", r"\s40 500\s")
     person.child.setwinsize(50, 600)
     person.asks("until [ \"$(stty size)\" = '50 600' ]; do sleep 0.1; done; echo resized $?", "resized 0")
-    person.types("sleep 1000\r")
-    person.sees("sleep 1000\r\n")
+    person.asks(*SLEEP)
     person.types("\x03")
     person.sees(r"\^C[^>]*ready>")
     person.asks("echo interrupted $?", "interrupted 130")

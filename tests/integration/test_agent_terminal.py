@@ -19,6 +19,7 @@ from dockerjob.broker.terminal import TerminalLink
 from dockerjob.request import Terminal
 from dockerjob_core.errors import DiscoveryError
 from dockerjob_core.terminal_lines import BEGUN, ENDED, Data, Lines, Size, State, Taken, encode
+from terminals import SLEEP
 
 pytestmark = pytest.mark.integration
 
@@ -100,7 +101,7 @@ def test_a_shell_at_a_terminal_of_its_own(job: JobContainers, sits: Callable[[st
     seat.asks("tty; stty size; id -u; echo open >/dev/tty", r"/dev/pts/\d+\r\n30 90\r\n4711\r\nopen\r\n")
     seat.link.take(encode(Size(50, 132)))
     seat.asks("stty size", r"\n50 132\r\n")
-    seat.asks("sleep 1000", r"sleep 1000\r\n")
+    seat.asks(*SLEEP)
     seat.asks("\x03", r"\^C[^>]*ready> ")
     seat.asks("echo interrupted $?", "\ninterrupted 130\r")
     seat.asks(f"ssh {job.nodes[1]} hostname", rf"\n{job.nodes[1]}\r")

@@ -43,7 +43,7 @@ from dockerjob_core.terminal_lines import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from terminals import Person
+from terminals import SLEEP, Person
 from test_request import request
 
 WORDS = st.one_of(
@@ -188,15 +188,13 @@ def test_command_has_a_terminal_with_job_control(shell: Person) -> None:
 
 
 def test_control_c_is_the_commands_and_the_terminal_is_restored(shell: Person) -> None:
-    shell.types("sleep 1000\r")
-    shell.sees("sleep 1000\r\n")
+    shell.asks(*SLEEP)
     shell.types("\x03")
     shell.sees(r"\^C[^$]*\$ ")
     shell.asks("echo status $?", "status 130")
-    shell.types("sleep 1000\r")
-    shell.sees("sleep 1000\r\n")
+    shell.asks(*SLEEP)
     shell.types("\x1a")
-    shell.sees(r"Stopped[^$]*\$ ")
+    shell.sees("Stopped")
     shell.asks("kill %1; echo $((40+2))", "42")
     flags = terminal_flags(shell)
     assert not flags & termios.ECHO
