@@ -1,7 +1,7 @@
 # Copyright: the hpc.dockerjob authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command ``dockerjob-agent``: ``init``, ``run`` and ``check``.
+"""The command ``dockerjob-agent``: ``init``, ``run``, ``terminal`` and ``check``.
 
 Imports happen in the branches: ``init`` must be up before the rest is even read.
 """
@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import sys
 
-USAGE = """usage: dockerjob-agent init | run | check [--json] [--no-application]
+USAGE = """usage: dockerjob-agent init | run | terminal | check [--json] [--no-application]
 
-  init    PID 1 of a node: prepare keys and services, start supervisord
-  run     the agent itself, started by supervisord
-  check   list what this image lacks to run jobs; exit status 1 if anything does
+  init      PID 1 of a node: prepare keys and services, start supervisord
+  run       the agent itself, started by supervisord
+  terminal  COMMAND's terminal, started by the broker in node 0 of an interactive job
+  check     list what this image lacks to run jobs; exit status 1 if anything does
 """
 
 
@@ -30,6 +31,10 @@ def main(argv: list[str] | None = None) -> int:
 
             # gRPC's orderly shutdown takes longer than all else at the end of a job.
             os._exit(run.main())
+        case ["terminal"]:
+            from . import terminal
+
+            return terminal.main()
         case ["check", *options] if set(options) <= {"--json", "--no-application"}:
             from . import check
 

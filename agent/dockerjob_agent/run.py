@@ -22,6 +22,7 @@ from .files import write_atomic
 from .log import StoryLog
 from .services import FORWARDED
 from .spec import READ_ONLY, WRITABLE, JobSpec, load, load_environment
+from .terminal import Attached, await_terminal
 from .tree import RUNNING, Change, Tree
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -51,7 +52,7 @@ class JobOverError(Exception):
         self.exit_status = exit_status
 
 
-Event = Change | Verified | Ended | Signalled
+Event = Change | Verified | Ended | Signalled | Attached
 
 
 class Agent:
@@ -66,6 +67,7 @@ class Agent:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._tree = Tree(spec, read_only, log)
         self._command: Command | None = None
+        self._terminal: Attached | None = None
         self._signal: int | None = None
         self._latest = None if spec.lifetime is None else time.monotonic() + spec.lifetime
 
@@ -77,6 +79,8 @@ class Agent:
         """
         for number in FORWARDED:
             signal.signal(number, self._on_signal)
+        if self._spec.terminal and self._spec.is_master:
+            await_terminal(self._writable, self._events.put)
         self._prepare()
         follower = self._tree.follow(self._events.put)
         try:
@@ -141,7 +145,9 @@ class Agent:
         verified: list[Verified] = []
         event = self._next(deadline)
         while event is not None:
-            if isinstance(event, Verified):
+            if isinstance(event, Attached):
+                self._terminal = event
+            elif isinstance(event, Verified):
                 verified.append(event)
             elif isinstance(event, Change):
                 self._check_finish(event)
@@ -164,6 +170,8 @@ class Agent:
             if self._latest is not None and time.monotonic() >= self._latest:
                 raise JobOverError("the wall-clock limit is reached", WallClockError.exit_status) from None
             return None
+        if isinstance(event, Attached):
+            self._terminal = event
         if isinstance(event, Signalled):
             self._signal = event.number
             raise JobOverError(f"signal {signal.Signals(event.number).name}", 128 + event.number)
@@ -189,16 +197,38 @@ class Agent:
         )
         text = read_command(self._read_only)
         self._log(f"<<< MASTER: starting COMMAND in {spec.jobdir} >>>")
-        self._command = Command(spec, text, environment)
+        terminal = self._wait_for_terminal() if spec.terminal else None
+        self._command = Command(spec, text, environment, terminal.slave if terminal else None)
+        if terminal:
+            terminal.begun()
         self._command.when_done(lambda status: self._events.put(Ended(status)))
         while True:
             event = self._next(None)
             if isinstance(event, Ended):
                 self._log(f"<<< MASTER: COMMAND ended with status {event.status} >>>")
+                if terminal:
+                    terminal.ended()
                 self._report(event.status)
                 return event.status
             if isinstance(event, Change):
                 self._check_finish(event)
+
+    def _wait_for_terminal(self) -> Attached:
+        """Wait until the broker's side has brought COMMAND's terminal.
+
+        Raises:
+            DiscoveryError: It has not, in the time that discovery may take.
+        """
+        deadline = time.monotonic() + self._spec.discovery_timeout
+        while not self._terminal:
+            event = self._next(deadline)
+            if isinstance(event, Change):
+                self._check_finish(event)
+            if event is None:
+                raise DiscoveryError(
+                    f"no terminal for COMMAND came in {self._spec.discovery_timeout:.0f} s; is the broker gone?"
+                )
+        return self._terminal
 
     def _slave(self) -> NoReturn:
         """Wait for the master's FINISH, which ends the job here."""

@@ -36,6 +36,8 @@ class Node:
 class JobSpec:
     """One node's view of its job, as the broker wrote it.
 
+    ``terminal`` says that COMMAND shall have one.
+
     ``lifetime`` is how many seconds the node may live; no time of day, since hosts differ in that.
     """
 
@@ -52,6 +54,7 @@ class JobSpec:
     discovery_timeout: float
     ssh_port: int
     verbose: bool
+    terminal: bool
     etcd_target: str
     etcd_server_name: str
 
@@ -92,6 +95,7 @@ def parse(text: str) -> JobSpec:
             discovery_timeout=float(raw["discovery_timeout"]),
             ssh_port=int(raw["ssh_port"]),
             verbose=bool(raw.get("verbose", False)),
+            terminal=bool(raw.get("terminal", False)),
             etcd_target="unix:" + str(raw["etcd"]["socket"]),
             etcd_server_name=str(raw["etcd"]["server_name"]),
         )

@@ -65,6 +65,7 @@ def _add_batch_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     job.add_argument(
         "--spool", action="store_true", help="output to the -o and -e files at the end, not here"
     )
+    job.add_argument("--pty", action="store_true", help="the job gets this terminal, as with bsub -Is")
     kill = commands.add_parser("kill", help="signal or end a running job, as bkill does")
     kill.add_argument("job", type=int, metavar="JOB")
     kill.add_argument("-s", "--signal", metavar="SIG", help="send only this (default: CONT, INT, TERM, KILL)")
@@ -153,7 +154,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     job = submit.make_job(
         lab, script, arguments.user, arguments.hosts, arguments.cwd, arguments.number, arguments.index
     )
-    return submit.submit(lab, job, script, extra, spool=arguments.spool)
+    return submit.submit(lab, job, script, extra, spool=arguments.spool, terminal=arguments.pty)
 
 
 def _kill(arguments: argparse.Namespace) -> int:

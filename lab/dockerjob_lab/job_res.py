@@ -9,10 +9,12 @@ the user and the leader of a process group, runs the job file, and ends with its
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import sys
+import termios
 from typing import Any, NoReturn
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP)
@@ -42,11 +44,21 @@ def start(job: dict[str, Any]) -> int:
     child = os.fork()
     if not child:
         default_signals()
-        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        if job["terminal"]:
+            take_terminal()
+        else:
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         for descriptor, path in job["spool"].items():
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), int(descriptor))
         os.execve("/bin/sh", ["/bin/sh", job["job_file"]], environment)  # noqa: S606  # the job's own shell
     return child
+
+
+def take_terminal() -> None:
+    """Make standard output, which must be nobody's, the controlling terminal of a new session, and its input, too."""
+    os.setsid()
+    fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+    os.dup2(1, 0)
 
 
 def default_signals() -> None:

@@ -10,12 +10,14 @@ which processes belong to the job, also those that left its process group.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -99,7 +101,9 @@ def make_job(
     )
 
 
-def _description(job: Job, script: str, extra: Mapping[str, str], *, spool: bool) -> dict[str, object]:
+def _description(
+    job: Job, script: str, extra: Mapping[str, str], *, spool: bool, terminal: bool
+) -> dict[str, object]:
     """What ``job_res`` is told."""
     output, error = f"{job.job_file}.out", f"{job.job_file}.err"
     deliver: dict[str, tuple[str, str]] = {}
@@ -122,6 +126,7 @@ def _description(job: Job, script: str, extra: Mapping[str, str], *, spool: bool
         },
         "spool": {1: output, 2: error if job.options.error else output} if spool else {},
         "deliver": deliver,
+        "terminal": terminal,
     }
 
 
@@ -151,8 +156,15 @@ def _start(first: LabHost, cgroup: str, description: dict[str, object]) -> subpr
     return process
 
 
-def submit(lab: Lab, job: Job, script: str, extra: Mapping[str, str], *, spool: bool) -> int:
-    """Run *job* and return its exit status; INT and TERM to this program end the job."""
+def submit(
+    lab: Lab, job: Job, script: str, extra: Mapping[str, str], *, spool: bool, terminal: bool = False
+) -> int:
+    """Run *job* and return its exit status; INT and TERM to this program end the job.
+
+    With *terminal* the job gets this program's, as with ``bsub -Is``.
+    """
+    if terminal:
+        _leave_terminal()
     first = lab.host_named(job.allocation[0][0])
     cgroup = f"{first.cgroup}/lsf/{lab.name}/job.{job.number}.{os.getpid()}.{job.stamp}"
     progress(
@@ -164,7 +176,7 @@ def submit(lab: Lab, job: Job, script: str, extra: Mapping[str, str], *, spool: 
     which = (job.number, job.index, job.account.name, job.allocation)
     tell = partial(lsf_table.record, share, *which, limits=job.options.limits)
     tell("RUN")
-    description = _description(job, script, extra, spool=spool)
+    description = _description(job, script, extra, spool=spool, terminal=terminal)
     status = 1
     try:
         status = _wait(_start(first, cgroup, description), cgroup)
@@ -178,6 +190,14 @@ def submit(lab: Lab, job: Job, script: str, extra: Mapping[str, str], *, spool: 
             cgroups.remove(cgroup)
     progress(f"job {job.number} ended with exit status {status}")
     return status
+
+
+def _leave_terminal() -> None:
+    """Let go of the controlling terminal; the session's leader gets SIGHUP for that (tty_ioctl(4))."""
+    if not os.isatty(1) or os.getsid(0) != os.getpid():
+        raise LabError("--pty needs a terminal of its own: script -qc 'exec lab.py ...' /dev/null")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    fcntl.ioctl(1, termios.TIOCNOTTY)
 
 
 def _wait(process: subprocess.Popen[str], cgroup: str) -> int:

@@ -17,6 +17,7 @@ install() {
     DEBIAN_FRONTEND=noninteractive dpkg --install --force-confold /share/gridengine/*.deb
     rm /usr/sbin/policy-rc.d
   fi
+  cp $installed/qlogin.sh /etc/profile.d/dockerjob_qlogin.sh
   echo node1 >$SGE_ROOT/default/common/act_qmaster
 }
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 from dockerjob_lab.client import CONFIG, ROOT, Cluster
-from job_fixtures import containers, forgotten, wait_until
+from job_fixtures import WRAPPER, containers, forgotten, wait_until
+from terminals import SLEEP, Person, within
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
@@ -140,3 +141,30 @@ def test_the_slots_of_a_killed_job_are_free_when_nothing_is_left(grid_engine: Cl
     assert containers(grid_engine, number) == {}
     assert forgotten(grid_engine, number)
     assert ended(grid_engine, number)[0] == 137
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_shell_of_qlogin_is_the_job(grid_engine: Cluster) -> None:
+    user = ("setpriv", "--reuid=alice", "--regid=alice", "--init-groups")
+    argv = (*user, "env", f"--chdir={DIRECTORY}", *SGE[1:], "HOME=/home/alice", "USER=alice", "TERM=xterm")
+    person = Person(within(grid_engine.pids["node1"], *argv, "qlogin", "-pe", "docker", "4"), timeout=120)
+    try:
+        person.asks("echo job $((JOB_ID+0)) has $((NSLOTS+0)) slots", r"job [1-9]\d* has 4 slots")
+        person.types(
+            "APPLICATION=mpihello:1 COMMAND='PS1=ready\\> exec bash --norc --noprofile -i' "
+            f"JOBDIR={DIRECTORY} {WRAPPER}; echo ended $?\r"
+        )
+        person.sees("ready>")
+        person.asks("hostname", r"\s\d+_node_0\s")
+        person.asks(f"{MPI} | grep -c 'of 4 on'", r"\s4\s")
+        person.asks(*SLEEP)
+        person.types("\x03")
+        person.sees(r"\^C[^>]*ready>")
+        person.asks("echo interrupted $?", "interrupted 130")
+        person.types("exit 7\r")
+        person.sees("ended 7")
+        person.types("exit\r")
+        person.ends()
+    finally:
+        person.leaves()
+    wait_until(lambda: not running(grid_engine), 90, "the job is over")

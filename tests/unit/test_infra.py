@@ -54,8 +54,8 @@ def test_what_would_mislead_our_programs_is_kept_for_command() -> None:
     """PID 1 doesn't have it, COMMAND gets it by its own name; see the agent's ``job_environment``."""
     variables = {"PATH": "/bin", "LD_PRELOAD": "/opt/hooks.so", "PYTHONHOME": "/opt/python"}
     made = infra.injected(SPEC, Image({}, variables), VERSION)
-    variables = [entry for entry in payload(made)["Env"] if "PRELOAD" in entry or "PYTHON" in entry]
-    assert variables == ["DOCKERJOB_IMAGE_LD_PRELOAD=/opt/hooks.so", "LD_PRELOAD"]
+    given = [entry for entry in payload(made)["Env"] if "PRELOAD" in entry or "PYTHON" in entry]
+    assert given == ["DOCKERJOB_IMAGE_LD_PRELOAD=/opt/hooks.so", "LD_PRELOAD"]
 
 
 def test_the_version_is_told_and_not_the_link(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from dockerjob.broker.policy import check_request
 from dockerjob.config import Config
-from dockerjob.request import JobRequest
+from dockerjob.request import JobRequest, Terminal
 from dockerjob_core.allocation import Allocation, HostSlots
 from dockerjob_core.errors import PolicyError, RequestError
 
@@ -51,6 +51,7 @@ def test_what_is_at_the_limits_passes() -> None:
         command_length=53,
         command_characters="printable",
         commands=["mpirun * simpleFoam -parallel"],
+        interactive=False,
     )
     assert check_request(strict, request())
 
@@ -66,6 +67,7 @@ def test_what_is_at_the_limits_passes() -> None:
         ({"command_characters": "printable"}, {"command": b"a\nb"}, "can't be printed"),
         ({"command_characters": "printable"}, {"command": b"\xff"}, "can't be printed"),
         ({"commands": ["simpleFoam*"]}, {}, r"it allows: simpleFoam\*"),
+        ({"interactive": False}, {"terminal": Terminal(24, 80, "vt100")}, r"policy\.interactive.*TERMINAL=0"),
         ({}, {"jobdir": "/scratchy"}, "JOBDIR=/scratchy is on no file system"),
         (
             {},

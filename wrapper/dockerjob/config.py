@@ -390,6 +390,8 @@ class Policy(_Model):
 
     ``commands`` are patterns of COMMAND; with any, COMMAND must also be free of what a
     shell treats specially, so that it can't be more than it seems.
+
+    ``interactive`` jobs are those whose COMMAND has the user's terminal.
     """
 
     images: tuple[str, ...] = ("*",)
@@ -401,6 +403,7 @@ class Policy(_Model):
     command_length: Annotated[int, Field(ge=1)] = 131072
     command_characters: Literal["any", "printable"] = "any"
     commands: tuple[str, ...] = ()
+    interactive: bool = True
 
 
 class Config(_Model):

@@ -38,7 +38,30 @@ SHOWN = 200
 """Characters of a wrong value that a message shows."""
 
 _VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]{0,63}")
 _APPLICATION = re.compile(r"[a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Terminal:
+    """The user's terminal, for COMMAND.
+
+    Attributes:
+        rows: lines of its window; 0 if it doesn't know.
+        columns: characters of a line; 0 if it doesn't know.
+        kind: TERM, its name in terminfo(5).
+    """
+
+    rows: int
+    columns: int
+    kind: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no terminal is."""
+        if not all(0 <= number <= 0xFFFF for number in (self.rows, self.columns)):
+            raise RequestError(f"a terminal can't have {self.rows} rows and {self.columns} columns")
+        if not _TERM.fullmatch(self.kind):
+            raise RequestError(f"TERM={self.kind[:SHOWN]!r} is no kind of terminal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +77,7 @@ class JobRequest:
         environment: variables for COMMAND.
         wall_clock: seconds the job may run, or None for the site's default.
         verbose: show the agents' log lines too.
+        terminal: the terminal that COMMAND shall have, or None.
     """
 
     allocation: Allocation
@@ -64,6 +88,7 @@ class JobRequest:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     wall_clock: int | None = None
     verbose: bool = False
+    terminal: Terminal | None = None
 
     def __post_init__(self) -> None:
         """Refuse what can't be a job, one clear line each."""
@@ -102,6 +127,7 @@ class JobRequest:
             "environment": dict(self.environment),
             "wall_clock": self.wall_clock,
             "verbose": self.verbose,
+            "terminal": self.terminal and [self.terminal.rows, self.terminal.columns, self.terminal.kind],
         }
         return json.dumps(document).encode() + b"\n"
 
@@ -137,12 +163,20 @@ class JobRequest:
                 },
                 wall_clock=_typed(document.pop("wall_clock"), int, type(None)),
                 verbose=_typed(document.pop("verbose"), bool),
+                terminal=_terminal(_typed(document.pop("terminal"), list, type(None))),
             )
             if unknown := [*document, *claim]:
                 raise ValueError(f"{unknown[0][:40]!r} is not part of a request")
             return request
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RequestError(f"the request to the broker is malformed: {error}") from error
+
+
+def _terminal(claim: list[Any] | None) -> Terminal | None:
+    if claim is None:
+        return None
+    rows, columns, kind = claim
+    return Terminal(_typed(rows, int), _typed(columns, int), _typed(kind, str))
 
 
 def _typed(value: Any, *types: type) -> Any:

@@ -76,7 +76,23 @@ class Suspended:
     now: bool
 
 
-Message = Signalled | TreeChanged | WatchFailed | OutputEnded | NodeEnded | AllocationLost | Suspended
+@dataclasses.dataclass(frozen=True)
+class TerminalLost:
+    """Node 0's end of the user's terminal has ended before COMMAND did; *reason* is what it said."""
+
+    reason: str
+
+
+Message = (
+    Signalled
+    | TreeChanged
+    | WatchFailed
+    | OutputEnded
+    | NodeEnded
+    | AllocationLost
+    | Suspended
+    | TerminalLost
+)
 
 
 class Inbox:
@@ -115,9 +131,9 @@ class Inbox:
         if self.ended_by is not None:
             raise StoppedError(self.ended_by)
 
-    def listen(self, stream: IO[bytes]) -> None:
-        """Read the wrapper's lines in a thread, until the stream ends."""
-        _start("wrapper", lambda: self._listen(stream))
+    def listen(self, stream: IO[bytes], other: Callable[[bytes], None] = lambda _line: None) -> None:
+        """Read the wrapper's lines in a thread, until the stream ends; *other* gets those that are no signal."""
+        _start("wrapper", lambda: self._listen(stream, other))
 
     def watch(self, watch: Watch, wanted: Collection[str]) -> None:
         """Read *watch* in a thread, until it is cancelled or fails; only keys in *wanted* are told of.
@@ -126,11 +142,13 @@ class Inbox:
         """
         _start("watch", lambda: self._watch(watch, wanted))
 
-    def _listen(self, stream: IO[bytes]) -> None:
+    def _listen(self, stream: IO[bytes], other: Callable[[bytes], None]) -> None:
         while line := stream.readline(LONGEST_LINE):
             number = signal_of(line)
             if number is not None:
                 self.put(Signalled(number))
+            else:
+                other(line)
         self.put(Signalled(signal.SIGHUP))
 
     def _watch(self, watch: Watch, wanted: Collection[str]) -> None:

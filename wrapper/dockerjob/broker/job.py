@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dockerjob_core import ipam, jobtree, names
 from dockerjob_core.container import DOCKER_HOST
@@ -37,7 +37,7 @@ from .cleanup import clean_etcd, clean_hosts
 from .clock import WallClock
 from .connections import Connections
 from .identity import Identity
-from .inbox import AllocationLost, Inbox, NodeEnded, OutputEnded, Suspended
+from .inbox import AllocationLost, Inbox, NodeEnded, OutputEnded, Suspended, TerminalLost
 from .inventory import job_inventory
 from .lead import Lead, too_much_output
 from .limits import NodeLimits, bound_cpus, job_limits
@@ -51,9 +51,13 @@ from .reaper import reap
 from .recheck import Recheck
 from .report import Phase, Report
 
+if TYPE_CHECKING:
+    from .terminal import TerminalLink
+
 _END_OF_OUTPUT = 10.0
 _END_OF_ANSIBLE = 10.0
 _LEASE_SLACK = 5.0
+_TERMINAL_SLACK = 3.0
 
 _HEAD_START = 0.3
 """Seconds of COMMAND in which nothing else of the job takes a processor."""
@@ -71,6 +75,7 @@ class Job:
         directory: Path,
         setup: PlaybookRun,
         audit: Audit,
+        terminal: TerminalLink | None = None,
     ) -> None:
         """Check the request against the site; nothing is created yet.
 
@@ -82,6 +87,7 @@ class Job:
             directory: private directory of the job, which the caller removes.
             setup: the run of ``job_setup.yml`` that waits for its inventory.
             audit: where it is recorded when the job is let in.
+            terminal: the link to the terminal that COMMAND shall have.
 
         Raises:
             RequestError, PolicyError: see :mod:`.policy`.
@@ -103,6 +109,7 @@ class Job:
         )
         self._directory = directory
         self._setup = setup
+        self._terminal = terminal
         self._teardown: PlaybookRun | None = None
         self._output: Output | None = None
         self._node_results: dict[str, dict[str, Any]] = {}
@@ -318,6 +325,8 @@ class Job:
         self._output = output = Output(
             self._nodes.output_argv(),
             lambda status, too_much: self._inbox.put(OutputEnded(status, too_much)),
+            # What is not of the terminal goes where the report goes.
+            targets=(2, 2) if self._terminal else (1, 2),
             limit=limits.output,
         )
         lead = Lead(
@@ -337,18 +346,28 @@ class Job:
             lambda now: self._inbox.put(Suspended(now)),
         )
         try:
+            if self._terminal:
+                self._terminal.start(self._nodes.terminal_argv(), self._lost_terminal)
             with self._phase("discovery"):
                 status = lead.discovery()
             if status is None:
                 with self._phase("compute"), self._teardown_in_time():
                     status = lead.compute()
             output.wait(_END_OF_OUTPUT)
+            if self._terminal:
+                self._terminal.wait(_END_OF_OUTPUT)
             if output.too_much:
                 raise too_much_output(limits)
             return status
         finally:
             recheck.stop()
             self._output.stop()
+            if self._terminal:
+                self._terminal.stop()
+
+    def _lost_terminal(self, reason: str) -> None:
+        """End the job, unless what has ended the terminal is the end of the job or of a node, which is just coming."""
+        self._inbox.put_later(TerminalLost(reason), _TERMINAL_SLACK)
 
     def _inventory(self, host_specs: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
         run = self._tree.run if self._tree else ""

@@ -33,6 +33,7 @@ from .inbox import (
     OutputEnded,
     Signalled,
     Suspended,
+    TerminalLost,
     TreeChanged,
     WatchFailed,
 )
@@ -142,6 +143,8 @@ class Lead:
             raise PolicyError(f"{message.reason}; its containers were ended")
         elif isinstance(message, Suspended):
             self._signalled(signal.SIGTSTP if message.now else signal.SIGCONT)
+        elif isinstance(message, TerminalLost):
+            raise HostError(f"lost COMMAND's terminal on {self._tree.hosts[0]}: {message.reason}")
         elif isinstance(message, NodeEnded):
             return self._node_ended(message)
         elif isinstance(message, OutputEnded) and message.too_much:

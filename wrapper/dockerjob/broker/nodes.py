@@ -34,6 +34,13 @@ class Nodes:
         """Return the command that prints what node 0 writes, from its beginning to its end."""
         return self._connections.argv(self._first, "docker", "logs", "--follow", self._names[self._first])
 
+    def terminal_argv(self) -> list[str]:
+        """Return the command that is COMMAND's terminal in node 0, see :mod:`.terminal`."""
+        agent = ("/opt/dockerjob/bin/dockerjob-agent", "terminal")
+        return self._connections.argv(
+            self._first, "docker", "exec", "--interactive", self._names[self._first], *agent
+        )
+
     def signal_command(self, number: int) -> None:
         """Send COMMAND a signal, by way of node 0's first process.
 

@@ -155,6 +155,7 @@ class JobPlan:
             "discovery_timeout": self.config.limits.discovery_timeout,
             "ssh_port": 2222,
             "verbose": self.request.verbose,
+            "terminal": self.request.terminal is not None,
             "etcd": {"socket": names.RELAY_SOCKET, "server_name": self.config.etcd.server_name},
         }
         ca = PurePosixPath(self.config.etcd.ca)
@@ -181,8 +182,9 @@ class JobPlan:
         return stand_in.passwd(self.home).encode()
 
     def _environment(self) -> dict[str, str]:
-        allocation = self.request.allocation
+        allocation, terminal = self.request.allocation, self.request.terminal
         return {
+            **({"TERM": terminal.kind} if terminal else {}),
             **self.config.container.environment,
             **self.request.environment,
             "HOME": self.home,

@@ -30,6 +30,7 @@ def check_request(config: Config, request: JobRequest) -> Application:
     check_jobdir(config, request)
     check_environment(config, request)
     check_command(config, request)
+    check_terminal(config, request)
     return application
 
 
@@ -123,4 +124,17 @@ def check_command(config: Config, request: JobRequest) -> None:
     if not any(fnmatchcase(" ".join(text.split()), pattern) for pattern in policy.commands):
         raise PolicyError(
             f"this site doesn't allow this COMMAND; it allows: {', '.join(policy.commands)} (policy.commands)"
+        )
+
+
+def check_terminal(config: Config, request: JobRequest) -> None:
+    """Check that COMMAND may have a terminal, if it shall.
+
+    Raises:
+        PolicyError: it may not.
+    """
+    if request.terminal and not config.policy.interactive:
+        raise PolicyError(
+            "this site allows no interactive container jobs (policy.interactive); "
+            "with DOCKERJOB_TERMINAL=0 COMMAND runs without a terminal"
         )

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import load_config
 from ..request import JobRequest
@@ -19,6 +20,9 @@ from .inbox import Inbox, Signalled
 from .job import Job
 from .output import say
 from .playbooks import PlaybookRun
+
+if TYPE_CHECKING:
+    from .terminal import TerminalLink
 
 NEEDS_EXPLANATION = frozenset((204, 210))
 """Exit statuses for which the agents' last log lines help the user."""
@@ -31,9 +35,10 @@ def run_job(request: JobRequest, directory: Path, setup: PlaybookRun, audit: Aud
     identity = caller(os.environ, config.minimum_uid, config.minimum_gid)
     audit.know(user=identity.name)
     inbox = Inbox()
-    inbox.listen(sys.stdin.buffer)
+    terminal = _link(request)
+    inbox.listen(sys.stdin.buffer, *([terminal.take] if terminal else []))
     signal.signal(signal.SIGTERM, lambda number, _frame: inbox.put(Signalled(number)))
-    job = Job(config, identity, request, inbox, directory, setup, audit)
+    job = Job(config, identity, request, inbox, directory, setup, audit, terminal)
     status = job.run()
     audit.refused(job.report.error)
     # Before anything is said: the user may not read it.
@@ -47,3 +52,12 @@ def run_job(request: JobRequest, directory: Path, setup: PlaybookRun, audit: Aud
     for text in job.report.lines():
         say(text)
     return status
+
+
+def _link(request: JobRequest) -> TerminalLink | None:
+    """Make the link to COMMAND's terminal, if it shall have one; batch jobs don't load it."""
+    if not request.terminal:
+        return None
+    from .terminal import TerminalLink
+
+    return TerminalLink(request.terminal)

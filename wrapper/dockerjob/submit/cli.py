@@ -5,7 +5,7 @@
 
 It imports nothing but the standard library and the allocation parser: its start-up time
 is part of every job.  Standard output and error go straight from COMMAND to the batch
-system's files; nothing is copied on the way here.
+system's files; nothing is copied on the way here, except at a terminal, see :mod:`.terminal`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -25,7 +26,7 @@ from typing import IO
 from dockerjob_core.errors import ConfigError, DockerjobError, RequestError
 from dockerjob_core.schedulers import SYSTEMS
 
-from ..request import SERVICE_ACCOUNT, SUDO, JobRequest
+from ..request import SERVICE_ACCOUNT, SUDO, JobRequest, Terminal
 from ..schedulers import array_variables, read_allocation
 
 SUDO_REFUSES = 1
@@ -64,6 +65,7 @@ and, if you like:
   WALLCLOCK     [hours:]minutes after which the job ends, at most the site's limit
   DOCKERJOB_ENVIRONMENT  names of further variables to pass to COMMAND
   DOCKERJOB_VERBOSE=1    show how the containers find each other, too
+  DOCKERJOB_TERMINAL=0   COMMAND gets no terminal, also where this has one
   DOCKERJOB_BATCH        the batch system, where the job looks like one of several: {names}
 
 The hosts and slots come from the batch system:
@@ -71,6 +73,9 @@ The hosts and slots come from the batch system:
 {sources}
 
 MPI finds them without any flag; 'ssh <node>' works between the containers.
+
+In an interactive job (bsub -Is, salloc, srun --pty, qlogin) COMMAND has the terminal:
+with COMMAND=bash it is a shell in node 0.
 
 Exit status: that of COMMAND, 128+n if signal n ended it.  200..205: the request, the
 site's policy or configuration, discovery, or the wall-clock; 206: results could not be
@@ -101,7 +106,7 @@ def main() -> None:
             from .staging import main as staged
 
             sys.exit(staged(os.environ, check=arguments.check, stage_out=arguments.stage_out))
-        request = request_from_environment(os.environ)
+        request = request_from_environment(os.environ, terminal_of(os.environ))
         if arguments.check:
             print(f"job {request.allocation.job_id}: {request.application} on {describe_hosts(request)}")
             sys.exit(0)
@@ -122,8 +127,17 @@ def describe_hosts(request: JobRequest) -> str:
     return ", ".join(f"{host.name} ({host.slots} slots)" for host in request.allocation.hosts)
 
 
-def request_from_environment(environment: Mapping[str, str]) -> JobRequest:
-    """Build the request from the job's environment.
+def terminal_of(environment: Mapping[str, str]) -> Terminal | None:
+    """Describe the terminal that COMMAND shall have: this process's, if it has one and nobody is against it."""
+    if environment.get("DOCKERJOB_TERMINAL") == "0" or not (os.isatty(0) and os.isatty(1)):
+        return None
+    from .terminal import find_terminal
+
+    return find_terminal(environment)
+
+
+def request_from_environment(environment: Mapping[str, str], terminal: Terminal | None = None) -> JobRequest:
+    """Build the request from the job's environment, and the terminal that COMMAND shall have.
 
     Raises:
         RequestError: a variable is missing, empty or wrong; the message names it.
@@ -150,6 +164,7 @@ def request_from_environment(environment: Mapping[str, str]) -> JobRequest:
         environment={name: environment[name] for name in names if name in environment},
         wall_clock=parse_wall_clock(environment.get("WALLCLOCK", "")),
         verbose=environment.get("DOCKERJOB_VERBOSE", "") not in ("", "0"),
+        terminal=terminal,
     )
 
 
@@ -185,15 +200,23 @@ def call_broker(request: JobRequest) -> int:
     The broker gets a session of its own: a signal to this process group reaches it once,
     through us, and if we are killed it sees the end of its input and takes the job down.
     """
+    stdout, stderr = None, None
+    if request.terminal:
+        from . import terminal
+
+        stdout, stderr = terminal.streams()
     try:
-        process = subprocess.Popen(broker_argv(), stdin=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(
+            broker_argv(), stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=True
+        )
     except OSError as error:
         raise ConfigError(f"can't start {SUDO}: {error.strerror}") from error
     pipe = process.stdin
     assert pipe is not None  # noqa: S101  # stdin=PIPE
     _install_handlers(pipe)
     _send(pipe, request.to_json())
-    return check_refusal(_exit_status(process.wait()))
+    code = terminal.Session(process, partial(_send, pipe)).run() if request.terminal else process.wait()
+    return check_refusal(_exit_status(code))
 
 
 def broker_argv(*options: str) -> list[str]:

@@ -28,6 +28,7 @@ from .cli import (
     describe_hosts,
     request_from_environment,
     resolve_jobdir,
+    terminal_of,
 )
 from .rsync import Signals, Transfer, copy
 from .scratch import Scratch
@@ -113,7 +114,9 @@ def read_job(environment: Mapping[str, str]) -> StagedJob:
         raise RequestError(
             "STAGE_OUT is not set, and scratch space does not stay: name the results, e.g. STAGE_OUT='*'"
         )
-    request = request_from_environment({**environment, **({"JOBDIR": space.base} if space else {})})
+    request = request_from_environment(
+        {**environment, **({"JOBDIR": space.base} if space else {})}, terminal_of(environment)
+    )
     job = StagedJob(request, staging, find_inputs(staging.inputs), space)
     check_places(job)
     return job
