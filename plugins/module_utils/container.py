@@ -273,11 +273,6 @@ class Engine:
             listed = self._client.containers(all=True, filters={"label": names.LABEL_JOB})
         return {item["Labels"][names.LABEL_JOB] for item in listed}
 
-    def image_ids(self) -> list[str]:
-        """Return the ids of all images."""
-        with _translated(self._address):
-            return [item["Id"] for item in self._client.images()]
-
     def start(self, name: str, body: Payload) -> Found:
         """Create and start a container; one that was created but does not start is left for the caller."""
         from docker.errors import ImageNotFound

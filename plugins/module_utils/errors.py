@@ -71,3 +71,9 @@ class BatchError(DockerjobError):
     """The batch system could not be asked about the job, or gave no answer."""
 
     exit_status = 213
+
+
+class RegistryError(DockerjobError):
+    """The site's registry is out of reach, or a host could not get the job's image from it."""
+
+    exit_status = 214

@@ -113,7 +113,7 @@ def test_who_the_user_is_can_not_be_set_by_a_variable(specs: dict[str, dict[str,
 
 
 def test_an_unknown_application_names_the_known_ones(config: Config) -> None:
-    with pytest.raises(RequestError, match="there is: openfoam:1912"):
+    with pytest.raises(RequestError, match="nearest of 1: openfoam:1912"):
         choose_application(config, "nosuch:1")
 
 
