@@ -281,9 +281,9 @@ def test_the_reader_may_not_push_or_delete(site: Site) -> None:
     small(site)
     digest = choose(site, "small:1").partition("@")[2]
     for options in (("--request", "POST", "--data", ""), ("--request", "PUT", "--data", "{}")):
-        path = "small/blobs/uploads/" if "POST" in options else "small/manifests/1"
-        assert site.curl(path, *options, account="reader") == "405"
-        assert site.curl(path, *options, account="reader", port=WRITE) == "401"
+        where = "small/blobs/uploads/" if "POST" in options else "small/manifests/1"
+        assert site.curl(where, *options, account="reader") == "405"
+        assert site.curl(where, *options, account="reader", port=WRITE) == "401"
     assert site.curl(f"small/manifests/{digest}", "--request", "DELETE", account="reader") == "405"
     path = site.directory / "first.tar"
     said = site.skopeo(
