@@ -123,7 +123,7 @@ class Site:
 
 def render(directory: Path) -> None:
     """Write the configuration of both instances from the role's template."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)  # noqa: S701  # YAML
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)  # noqa: S701  # what it makes is YAML, not HTML
     environment.filters["to_json"] = json.dumps
     template = environment.from_string((ROLE / "templates/registry.yml.j2").read_text())
     variables = yaml.safe_load((ROLE / "vars/main.yml").read_text())
