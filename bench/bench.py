@@ -33,6 +33,7 @@ from tables import write_page
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
 from dockerjob_lab.client import CONFIG, ROOT, Cluster  # lab is no installed package
+from dockerjob_lab.model import IMAGES
 
 HOSTS = ("node1", "node2")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -114,7 +115,7 @@ def measure_start_and_end(cluster: Cluster, runs: int) -> dict[str, Any]:
 def measure_floor(cluster: Cluster) -> tuple[float, float]:
     """Start and remove one plain container on each host, over ssh, all hosts at once."""
     config = yaml.safe_load(cluster.path("node1", CONFIG).read_text())
-    image = config["applications"]["mpihello:1"]["image"]
+    image = json.loads((IMAGES / "out/images.json").read_text())["mpihello:1"]["id"]
     settings = config["ansible"]
     run = f"docker run -d --name floor --network none --entrypoint sleep {image} 60"
 

@@ -87,6 +87,7 @@ class Recipe:
 RECIPES = (
     Recipe(BASE, None, infra=False),
     Recipe("etcd:3.4", "etcd", infra=False),
+    Recipe("registry:2.8", "registry", infra=False),
     Recipe("shell:12", None, infra=True),
     Recipe("mpihello:1", "mpihello", infra=True),
     Recipe("openfoam:1912", "openfoam", infra=True),

@@ -11,10 +11,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(
-  acl arping busybox-static ca-certificates debootstrap docker.io etcd-client etcd-server ethtool fakeroot
+  acl arping busybox-static ca-certificates debootstrap docker-registry docker.io etcd-client etcd-server ethtool fakeroot
   gcc haproxy iproute2 iptables iputils-ping make mmdebstrap munge netcat-openbsd openssh-client
   openssh-server openvswitch-switch procps python3 python3-dev python3-docker python3-etcd3
-  python3-netaddr python3-pip python3-venv rsync slurm-client slurmctld slurmd sudo supervisor tcpdump tini util-linux "$@"
+  python3-netaddr python3-pip python3-venv rsync skopeo slurm-client slurmctld slurmd sudo supervisor tcpdump tini util-linux "$@"
 )
 
 step() { printf '==> %s\n' "$*"; }

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTER = ("nsenter", "--mount", "--uts", "--ipc", "--net", "--pid")
@@ -184,8 +184,8 @@ def _remove_cgroups(name: str) -> None:
 
 
 @contextmanager
-def private_host(state: Path) -> Iterator[Host]:
-    """Start a host whose files lie in *state*; at the end nothing of it is left."""
+def private_host(state: Path, more_environment: Mapping[str, str] | None = None) -> Iterator[Host]:
+    """Start a host whose files lie in *state*, its daemons with these variables; at the end nothing of it is left."""
     group = f"djtest-{secrets.token_hex(4)}"
     state.mkdir()
     environment = {
@@ -193,6 +193,7 @@ def private_host(state: Path) -> Iterator[Host]:
         "STATE": str(state),
         "CGROUP": f"/{group}",
         "SOCKET": "unix:///run/docker.sock",
+        **(more_environment or {}),
     }
     namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child"]
     # Should pytest be killed, the host dies with it.

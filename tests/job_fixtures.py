@@ -86,19 +86,31 @@ def flat(state: dict[str, Any]) -> set[str]:
 
 @pytest.fixture
 def site_config(cluster: Cluster) -> Iterator[Any]:
-    """Change keys of a host's config.yml, the first one's if nothing is said, for one test."""
+    """Change keys of a host's config.yml, the first one's if nothing is said, for one test; none: no such section."""
     originals: dict[Path, str] = {}
 
     def change(section: str, host: str = "node1", **keys: Any) -> None:
         path = cluster.path(host, CONFIG)
         originals.setdefault(path, path.read_text())
         document = yaml.safe_load(path.read_text())
-        document.setdefault(section, {}).update(keys)
+        if keys:
+            document.setdefault(section, {}).update(keys)
+        else:
+            document.pop(section)
         path.write_text(yaml.safe_dump(document))
 
     yield change
     for path, original in originals.items():
         path.write_text(original)
+
+
+def stored_image(cluster: Cluster, host: str, name: str) -> tuple[str, str]:
+    """Return the name with digest, by which a host has pulled an application's image, and the image's id."""
+    shown = cluster.run(
+        host, "docker", "images", "--no-trunc", "--digests", "--format", "{{.Repository}}@{{.Digest}} {{.ID}}"
+    )
+    [found] = [line.split() for line in shown.splitlines() if f"/{name}@sha256:" in line]
+    return found[0], found[1]
 
 
 @contextlib.contextmanager

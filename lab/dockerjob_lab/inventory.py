@@ -22,6 +22,7 @@ SITE: Mapping[str, object] = {
     "job_images_directory": "/share/images",
     "job_images_shared": True,
     "job_images_names": ["mpihello:1", "openfoam:1912", "foreign:minimal", "foreign:musl"],
+    "registry_deployment": "container",
     "submit_host_install_root": "/share/dockerjob",
     "submit_host_install_shared": True,
     "submit_host_bin_dir": "/share/bin",
@@ -75,6 +76,7 @@ def groups(lab: Lab) -> dict[str, tuple[LabHost, ...]]:
         "compute_hosts": compute,
         "ovs_hosts": compute,
         "submit_hosts": compute,
+        "registry": lab.hosts[:1],
         "reaper_hosts": compute[-1:],
         "etcd": lab.hosts[:3] if len(lab.hosts) >= 3 else lab.hosts[:1],
     }

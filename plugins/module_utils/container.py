@@ -335,11 +335,6 @@ class Engine:
         variables = (entry.partition("=") for entry in config.get("Env") or ())
         return Image(config.get("Labels") or {}, {name: value for name, _, value in variables})
 
-    def image_ids(self) -> list[str]:
-        """Return the ids of all images."""
-        with _translated(self._address):
-            return [item["Id"] for item in self._client.images()]
-
     def start(self, name: str, body: Payload) -> Found:
         """Create and start a container; one that was created but does not start is left for the caller."""
         from docker.errors import ImageNotFound

@@ -87,6 +87,12 @@ class BatchError(DockerjobError):
     exit_status = 213
 
 
+class RegistryError(DockerjobError):
+    """The site's registry is out of reach, or a host could not get the job's image from it."""
+
+    exit_status = 214
+
+
 class StoppedError(DockerjobError):
     """A signal ended the job before COMMAND did."""
 

@@ -20,10 +20,11 @@ Lines of JSON that it reads::
     {"watch": {"pid": …, "id": …}}  say when this container's first process has ended
     {"adopt": {"pid": …, …}}        take the broker, if it is on this host, out of the job's cgroup, and say when
                                     that is frozen
+    {"image": REFERENCE}            say whether this host lacks the image
     {"end": true}                   all is well: go
 
-and writes: ``{"ready": true}`` at the start, ``{"ended": ID}`` for the container, ``{"suspended": true}``
-and ``false`` for the job's cgroup.
+and writes: ``{"ready": true}`` at the start, ``{"lacks": true}`` or ``false`` for the image, ``{"ended": ID}``
+for the container, ``{"suspended": true}`` and ``false`` for the job's cgroup.
 """
 
 from __future__ import annotations
@@ -183,6 +184,10 @@ class Guard:
             self._watch(command["watch"]["pid"], command["watch"]["id"])
         elif "adopt" in command:
             self._adopt(command["adopt"])
+        elif "image" in command:
+            from .images import lacks  # only jobs with an image of the registry need it
+
+            self._say({"lacks": lacks(command["image"])})
         else:
             self._dismissed = True
 

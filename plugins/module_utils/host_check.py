@@ -9,11 +9,13 @@ import os
 import shutil
 import socket
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import names, ovs
 from .container import Engine
 from .errors import HostError
+from .images import StoredImage, stored_images
 from .infra import directory_on_host
 
 if TYPE_CHECKING:
@@ -28,24 +30,28 @@ def facts(bridge: str, runtime_root: str = names.RUNTIME_ROOT) -> dict[str, Any]
     Returns:
         ``docker``, ``bridge`` and ``relay``: why they can't be used, or an empty text;
         ``infra``: likewise, why there is no portable infrastructure;
-        ``images``: ids of the images there are; ``jobs``: jobs with containers or files here;
+        ``images``: ids of the images there are; ``stored``: what each of these is;
+        ``jobs``: jobs with containers or files here;
         ``free``: per volume, the share of it that is free; ``time``: seconds since the epoch.
     """
-    images: list[str] = []
+    stored: list[StoredImage] = []
     jobs: set[str] = set()
 
     def look_at_docker() -> None:
         with Engine.connect() as engine:
-            images.extend(engine.image_ids())
             jobs.update(engine.jobs())
 
-    docker = _problem(look_at_docker)
+    def look_at_images() -> None:
+        stored.extend(stored_images())
+
+    docker = _problem(look_at_docker) or _problem(look_at_images)
     directory = f"{runtime_root}/jobs"
     if os.path.isdir(directory):
         jobs.update(os.listdir(directory))
     return {
         "docker": docker,
-        "images": images,
+        "images": [image.id for image in stored],
+        "stored": [asdict(image) for image in stored],
         "bridge": _problem(lambda: ovs.read_state().guarded_bridge(bridge)),
         "relay": _problem(lambda: _connect(f"{runtime_root}/relay/etcd.sock")),
         "infra": _problem(lambda: directory_on_host(names.INFRA_HOST)),

@@ -35,7 +35,8 @@ def main() -> None:
 
     With the argument ``guard``: be the job's guard on this host, see :mod:`.guard`.  With ``check``
     and the name of the bridge: say how the host is, see :mod:`.host_check`.  With ``release``, a job's id,
-    the name of the bridge and perhaps a number of seconds: see :mod:`.release`.
+    the name of the bridge and perhaps a number of seconds: see :mod:`.release`.  With ``pull`` or ``prune``
+    and their arguments: see :mod:`.images`.
     """
     if sys.argv[1:] == ["guard"]:
         from .guard import Guard
@@ -53,6 +54,10 @@ def main() -> None:
         job_id, bridge, *patience = sys.argv[2:]
         # sys.exit takes a text for a failure, and prints it.
         sys.exit(release(job_id, bridge, *map(float, patience)) or 0)
+    if sys.argv[1:2] in (["pull"], ["prune"]):
+        from .images import prune, pull
+
+        sys.exit(pull(*sys.argv[2:]) if sys.argv[1] == "pull" else prune(*sys.argv[2:]))
     from .standby import hand_over
 
     task = json.load(sys.stdin)

@@ -24,7 +24,11 @@ pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
         ({"extra": "unset LSB_JOBID"}, 201, "no batch job"),
         ({"extra": "unset LSB_HOSTS LSB_MCPU_HOSTS LSB_DJOB_HOSTFILE"}, 201, "none of LSB_MCPU_HOSTS"),
         ({"extra": 'export LSB_HOSTS="node1 node3"'}, 201, "different hosts"),
-        ({"application": "nosuch:1"}, 201, "APPLICATION=nosuch:1 is not known here; there is: .*openfoam"),
+        (
+            {"application": "nosuch:1"},
+            201,
+            "APPLICATION=nosuch:1 is not known here; the nearest of 2: .*openfoam",
+        ),
         ({"jobdir": "/scratch/missing"}, 201, "No such file.*create it"),
         ({"jobdir": "/etc"}, 202, "JOBDIR=/etc is on no file system"),
         (

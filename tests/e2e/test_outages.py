@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from dockerjob_core import names
 from dockerjob_core.kvs import Kvs
-from dockerjob_lab.client import CONFIG, Cluster
+from dockerjob_lab.client import Cluster
 from job_fixtures import (
     containers,
     finish,
@@ -25,6 +24,7 @@ from job_fixtures import (
     refused,
     running_job,
     started,
+    stored_image,
     wait_until,
 )
 
@@ -147,21 +147,16 @@ class TestHosts:
         out, err = finish(process, 60)
         assert (out, process.returncode) == ("reached\n", 0), err
 
-    def test_an_image_that_one_host_lacks(self, cluster: Cluster) -> None:
-        image = mpihello(cluster)
-        kept = cluster.run("node2", "docker", "save", image, "-o", "/run/kept.tar")
-        assert kept == ""
-        names_of_it = cluster.run(
-            "node2", "docker", "inspect", "--format", '{{join .RepoTags " "}}', image
-        ).split()
+    def test_an_image_that_one_host_lacks_where_there_is_no_registry(
+        self, cluster: Cluster, site_config: Callable[..., None]
+    ) -> None:
+        reference, image = stored_image(cluster, "node2", "mpihello")
+        site_config("applications", **{"mpihello:1": {"image": image}})
         cluster.run("node2", "docker", "rmi", "-f", image)
         try:
             done = cluster.submit(job())
         finally:
-            cluster.run("node2", "docker", "load", "-i", "/run/kept.tar")
-            for name in names_of_it:
-                cluster.run("node2", "docker", "tag", image, name)
-            cluster.run("node2", "rm", "/run/kept.tar")
+            cluster.run("node2", "docker", "pull", "--quiet", reference)
         refused(
             done,
             210,
@@ -254,12 +249,6 @@ def members(cluster: Cluster) -> list[str]:
         for host in cluster.pids
     }
     return [host for host, listed in found.items() if listed]
-
-
-def mpihello(cluster: Cluster) -> str:
-    """The image of the job's application, as the site's configuration names it."""
-    config = yaml.safe_load(cluster.path("node1", CONFIG).read_text())
-    return str(config["applications"]["mpihello:1"]["image"])
 
 
 KILL_ALL = """

@@ -122,7 +122,7 @@ def test_an_image_of_others_gets_a_login_shell_that_is_there(specs: dict[str, di
 
 
 def test_an_unknown_application_names_the_known_ones(config: Config) -> None:
-    with pytest.raises(RequestError, match="there is: openfoam:1912"):
+    with pytest.raises(RequestError, match="nearest of 1: openfoam:1912"):
         choose_application(config, "nosuch:1")
 
 

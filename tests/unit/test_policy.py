@@ -104,6 +104,6 @@ def test_with_allowed_commands_nothing_reaches_a_shell_that_is_more_than_a_word(
         check_request(config(commands=["ls*"]), request(command=command.encode()))
 
 
-def test_an_unknown_application_is_told_the_known_ones() -> None:
-    with pytest.raises(RequestError, match="there is: app:1"):
+def test_an_unknown_application_is_told_the_nearest_ones() -> None:
+    with pytest.raises(RequestError, match=r"the nearest of 1: app:1; 'dockerjob images list' shows all"):
         check_request(config(), request(application="nosuch:1"))

@@ -14,9 +14,12 @@ from .commands import images
 from .commands.doctor import doctor
 from .commands.gc import gc
 from .commands.jobs import RefusedError, jobs, logs, show
+from .commands.site_images import list_images, sync
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(images.app, name="images")
+images.app.command("list")(list_images)
+images.app.command("sync")(sync)
 for command in (jobs, show, logs, doctor, gc):
     app.command()(command)
 

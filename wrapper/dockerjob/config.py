@@ -128,9 +128,28 @@ class NetworkSettings(_Model):
     interface: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,14}$")] = "eth1"
 
 
+class RegistrySettings(_Model):
+    """The site's image registry, which ``applications`` name their images in, and the account that reads there.
+
+    ``offer`` are patterns of ``NAME:TAG``: what matches may be asked for without being listed.
+    ``pulls`` hosts of a job pull at a time.  One pull may take ``pull_timeout`` seconds, and that again for
+    each doubling of the job's hosts; ``timeout`` is for one request to the registry's API.
+    """
+
+    address: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?$")]
+    ca: AbsolutePath
+    username: str = "reader"
+    password_file: AbsolutePath
+    timeout: Annotated[int, Field(ge=1, le=600)] = 10
+    pull_timeout: Annotated[int, Field(ge=1)] = 600
+    pulls: Annotated[int, Field(ge=1, le=1024)] = 8
+    offer: tuple[str, ...] = ()
+
+
 class Application(_Model):
     """One application that jobs may ask for.
 
+    ``image`` is the id of an image that the hosts have, or what it is called in the site's registry.
     ``hostfile`` is where command lines of this application expect a hostfile, relative
     to JOBDIR, so that a submit script works as it stands.  ``infra`` says where agent, ssh and Python are
     from: a layer of the image, the host (``injected``), or by ``auto`` the layer if the image has one.
@@ -414,6 +433,7 @@ class Config(_Model):
     etcd: EtcdSettings
     job_ca: CertificateAuthority
     network: NetworkSettings = Field(default_factory=NetworkSettings)
+    registry: RegistrySettings | None = None
     applications: dict[str, Application]
     mounts: tuple[Mount, ...]
     limits: Limits = Field(default_factory=Limits)
@@ -465,7 +485,9 @@ def _check_images(config: Config, path: Path) -> None:
     """Hold the catalogue against the policy: what is offered must be allowed."""
     for name, application in config.applications.items():
         key = f"{path}: applications.{name}.image"
-        if config.policy.pinned and not DIGEST.search(application.image):
+        # What is in the registry is pinned when a job asks for it.
+        pinned = config.registry or DIGEST.search(application.image)
+        if config.policy.pinned and not pinned:
             raise ConfigError(
                 f"{key}: {application.image} is no image id and has no digest (NAME@sha256:...); "
                 "a tag can come to mean another image. policy.pinned: false allows it"

@@ -1,7 +1,7 @@
 # Copyright: the hpc.dockerjob authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A question to the broker: which jobs there are, how one is, what it has written.
+"""A question to the broker: which jobs there are, how one is, what it has written, which images there are.
 
 It goes through the same door as a request (:mod:`.request`), as one JSON line with the key ``query``.
 """
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from dockerjob_core.errors import RequestError
 from dockerjob_core.names import JOB_ID
 
-Kind = Literal["jobs", "show", "logs"]
+Kind = Literal["jobs", "show", "logs", "images"]
 MAX_NODE = 99_999
 
 
@@ -24,8 +24,9 @@ class Query:
     """One question.
 
     Attributes:
-        kind: ``jobs``: all that the caller may see; ``show``: one of them; ``logs``: a node's output.
-        job_id: the job, for all but ``jobs``.
+        kind: ``jobs``: all that the caller may see; ``show``: one of them; ``logs``: a node's output;
+            ``images``: what APPLICATION can be.
+        job_id: the job, for ``show`` and ``logs``.
         node: index of the node whose log is wanted.
         agent: the agent's log instead of the container's output.
         follow: go on until the job ends.
@@ -39,7 +40,7 @@ class Query:
 
     def __post_init__(self) -> None:
         """Refuse what can't be a question."""
-        if self.kind != "jobs" and not JOB_ID.fullmatch(self.job_id):
+        if self.kind in ("show", "logs") and not JOB_ID.fullmatch(self.job_id):
             raise RequestError(
                 f"{self.job_id!r} is no job id; expected a number, or number_index of an array"
             )

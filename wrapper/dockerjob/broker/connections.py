@@ -34,6 +34,9 @@ SSH = "/usr/bin/ssh"
 GOODBYE = 3.0
 """Seconds that the guards get to go when the job is over."""
 
+IMAGE_PATIENCE = 20.0
+"""Seconds that the guards may take to say whether their hosts have the job's image."""
+
 PARALLEL = 32
 """Hosts that are spoken to at the same time."""
 
@@ -47,6 +50,9 @@ class Connections:
         self._hosts = tuple(hosts)
         self._directory = directory
         self._guards: dict[str, subprocess.Popen[bytes]] = {}
+        self._programs: set[str] = set()
+        self._asked: set[str] = set()
+        self._early: list[dict[str, Any]] = []
 
     def options(self) -> list[str]:
         """Return the options shared by the broker and Ansible (ssh_config(5)): one socket per address, no prompt."""
@@ -117,10 +123,39 @@ class Connections:
             if not selector.select(limit):
                 guard.kill()
                 return f"no answer within {limit} s"
-        if os.read(guard.stdout.fileno(), 4096):
+        if said := os.read(guard.stdout.fileno(), 4096):
+            if said.startswith(b"{"):
+                self._programs.add(host)
             return ""
         lines = guard.stderr.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"ssh ended with {guard.wait()}"
+
+    def ask_for_image(self, image: str) -> None:
+        """Have the guards look whether their hosts lack *image*; :meth:`lacking` returns what they found.
+
+        A host without our program can't be asked, and says in the set-up what it lacks.
+        """
+        self._asked = set(self._programs)
+        for host in self._asked:
+            self._tell(host, {"image": image})
+
+    def lacking(self) -> list[str]:
+        """Return the hosts that lack the image, in order; one that does not answer is left to the set-up."""
+        lacking: set[str] = set()
+        deadline = time.monotonic() + IMAGE_PATIENCE
+        with selectors.DefaultSelector() as selector:
+            for host in self._asked:
+                selector.register(self._guards[host].stdout, selectors.EVENT_READ, host)  # type: ignore[arg-type]
+            while selector.get_map() and (ready := selector.select(max(0.0, deadline - time.monotonic()))):
+                for key, _ in ready:
+                    words = _words(key.fd)
+                    self._early += [word for word in words if "lacks" not in word]
+                    if any(word.get("lacks") for word in words):
+                        lacking.add(key.data)
+                    if not words or any("lacks" in word for word in words):
+                        selector.unregister(key.fileobj)
+        self._asked.clear()
+        return [host for host in self._hosts if host in lacking]
 
     def arm(self, options: Mapping[str, Any], own_files: Sequence[str]) -> None:
         """Have the guards take the job down if this process dies.
@@ -155,14 +190,16 @@ class Connections:
         thread.start()
 
     def _listen(self, on_end: Callable[[str, bool], None], on_suspension: Callable[[bool], None]) -> None:
+        for word in self._early:
+            if "suspended" in word:
+                on_suspension(word["suspended"])
         with selectors.DefaultSelector() as selector:
             for host, guard in self._guards.items():
                 assert guard.stdout  # noqa: S101  # stdout=PIPE
                 selector.register(guard.stdout, selectors.EVENT_READ, host)
             while selector.get_map():
                 for key, _ in selector.select():
-                    # A guard writes each of its short lines at once, and a pipe keeps them whole.
-                    words = [json.loads(line) for line in _read(key.fd).splitlines()]
+                    words = _words(key.fd)
                     for word in words:
                         if "suspended" in word:
                             on_suspension(word["suspended"])
@@ -222,12 +259,13 @@ class Connections:
             return dict(zip(chosen, pool.map(action, chosen), strict=True))
 
 
-def _read(descriptor: int) -> bytes:
+def _words(descriptor: int) -> list[dict[str, Any]]:
     """Read what a guard says; nothing at the end of its connection."""
     try:
-        return os.read(descriptor, 4096)
+        # A guard writes each of its short lines at once, and a pipe keeps them whole.
+        return [json.loads(line) for line in os.read(descriptor, 4096).splitlines()]
     except OSError:
-        return b""
+        return []
 
 
 def _is_crowded(reason: str) -> bool:

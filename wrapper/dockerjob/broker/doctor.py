@@ -17,12 +17,14 @@ from typing import Any, Literal
 
 from cryptography import x509
 from dockerjob_core import jobtree, names, node_program
-from dockerjob_core.errors import KvsError
+from dockerjob_core.errors import KvsError, RegistryError
 from dockerjob_core.kvs import Kvs
 from dockerjob_core.schedulers import SYSTEMS
 
 from ..config import Config
+from ..registry import Registry
 from .connections import PARALLEL, Connections
+from .policy import in_registry
 
 SOON = datetime.timedelta(days=14)
 SKEW = 5.0
@@ -45,7 +47,7 @@ class Finding:
 
 def examine(config: Config, only: tuple[str, ...] = ()) -> list[Finding]:
     """Look at everything: certificates, batch system, etcd, and all hosts or those of *only*."""
-    findings = [*certificates(config), *batch(config)]
+    findings = [*certificates(config), *batch(config), *registry(config)]
     jobs: set[str] | None = None
     try:
         with config.etcd.connect() as kvs:
@@ -101,6 +103,28 @@ def batch(config: Config) -> Iterator[Finding]:
             yield Finding("ok", "this host", "batch system", path)
         else:
             yield Finding("wrong", "this host", "batch system", f"{path} is not there", f"see {key}")
+
+
+def registry(config: Config) -> Iterator[Finding]:
+    """Check that the site's registry, if it has one, answers and has the catalogue's images."""
+    if not config.registry:
+        return
+    where = config.registry.address
+    try:
+        with Registry(config.registry) as opened:
+            missing = [
+                name
+                for name, application in config.applications.items()
+                if in_registry(config, application.image) and not opened.digest(application.image)
+            ]
+    except RegistryError as error:
+        remedy = f"service dockerjob-registry-reader status on its host; {SETUP} registry"
+        yield Finding("wrong", where, "registry", str(error), remedy)
+        return
+    if missing:
+        yield Finding("wrong", where, "registry", f"lacks {', '.join(missing)}", f"{SETUP} images")
+    else:
+        yield Finding("ok", where, "registry", "answers")
 
 
 def etcd(kvs: Kvs) -> Iterator[Finding]:

@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from dockerjob_core import ipam, jobtree, names
 from dockerjob_core.container import DOCKER_HOST
-from dockerjob_core.errors import DiscoveryError, DockerjobError, HostError, KvsError, PolicyError
+from dockerjob_core.errors import (
+    DiscoveryError,
+    DockerjobError,
+    HostError,
+    KvsError,
+    PolicyError,
+    RegistryError,
+)
 from dockerjob_core.jobtree import JobTree
 from dockerjob_core.kvs import Kvs
 from dockerjob_core.schedulers.base import BatchRecord
@@ -42,10 +49,10 @@ from .inventory import job_inventory
 from .lead import Lead, too_much_output
 from .limits import NodeLimits, bound_cpus, job_limits
 from .nodes import Nodes
-from .output import Output
+from .output import Output, say
 from .plan import JobPlan
 from .playbooks import HostResults, PlaybookRun
-from .policy import check_request
+from .policy import check_request, in_registry
 from .presence import Presence
 from .reaper import reap
 from .recheck import Recheck
@@ -90,7 +97,7 @@ class Job:
             terminal: the link to the terminal that COMMAND shall have.
 
         Raises:
-            RequestError, PolicyError: see :mod:`.policy`.
+            RequestError, PolicyError, ConfigError, RegistryError: see :mod:`.policy`.
         """
         self._config = config
         self._identity = identity
@@ -189,6 +196,8 @@ class Job:
 
     def _open_hosts(self) -> None:
         self._connections.open()
+        if in_registry(self._config, self._application.image):
+            self._connections.ask_for_image(self._application.image)
         self._connections.leave_job()
 
     def _prove(self) -> BatchRecord:
@@ -294,7 +303,8 @@ class Job:
             self._prove()
 
     def _start(self, plan: JobPlan) -> None:
-        """Bring up the node on every host."""
+        """Bring up the node on every host, when all of them have the image."""
+        self._get_image()
         with self._phase("start"):
             self._started = True
             self._setup.release(self._inventory(plan.host_specs()), self._config.limits.setup_timeout)
@@ -315,6 +325,31 @@ class Job:
                 lambda host, there: self._inbox.put(NodeEnded(host, there)),
                 lambda now: self._inbox.put(Suspended(now)),
             )
+
+    def _get_image(self) -> None:
+        """Have the hosts that lack the image pull it: before any node starts, since its peers wait for each one.
+
+        Raises:
+            RegistryError: a host could not get it.
+        """
+        lacking = self._connections.lacking()
+        if not lacking or not self._config.registry:
+            return
+        from .pulls import Pulls  # most jobs find their image there
+
+        def keep_waiting() -> None:
+            self._keep_alive()
+            self._inbox.check()
+
+        with self._phase("pull"):
+            pulls = Pulls(self._config, self._application.image, len(self._hosts), self._connections.argv)
+            failed = pulls.run(
+                lacking,
+                keep_waiting,
+                lambda text: say(f"hpc_submit_dockerjob: {self._request.application}: {text}"),
+            )
+        if failed:
+            raise RegistryError(_describe(f"could not get {self._application.image}", failed))
 
     # -- discovery and compute ----------------------------------------------------------
 

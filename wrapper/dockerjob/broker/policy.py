@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import re
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
-from dockerjob_core.errors import PolicyError, RequestError
+from dockerjob_core.errors import ConfigError, PolicyError, RegistryError, RequestError
 
 from ..config import Application, Config
 from ..request import JobRequest
@@ -22,29 +24,71 @@ def check_request(config: Config, request: JobRequest) -> Application:
     """Hold *request* against the site's policy, and return its application.
 
     Raises:
-        RequestError: there is no such application.
+        RequestError, ConfigError, RegistryError: see :func:`choose_application`.
         PolicyError: the site doesn't allow it.
     """
-    application = choose_application(config, request.application)
     check_hosts(config, request)
     check_jobdir(config, request)
     check_environment(config, request)
     check_command(config, request)
     check_terminal(config, request)
-    return application
+    return choose_application(config, request.application)
 
 
 def choose_application(config: Config, name: str) -> Application:
-    """Look up APPLICATION in the catalogue.
+    """Look up APPLICATION in the catalogue, and pin its image if that is in the site's registry.
 
     Raises:
-        RequestError: it isn't there; the message names what is.
+        RequestError: there is no such application; the message names the nearest.
+        ConfigError: the catalogue names an image that the registry doesn't have.
+        RegistryError: the registry does not answer.
     """
     application = config.applications.get(name)
-    if application is None:
-        known = ", ".join(sorted(config.applications)) or "none"
-        raise RequestError(f"APPLICATION={name} is not known here; there is: {known}")
-    return application
+    if application is not None and not in_registry(config, application.image):
+        return application
+    if config.registry and (application is not None or is_offered(config, name)):
+        from ..registry import Registry, reference  # 20 ms: only sites that have one pay for it
+
+        image = application.image if application else name
+        with Registry(config.registry) as registry:
+            digest = registry.digest(image)
+        if digest:
+            chosen = application or Application(image=name)
+            return chosen.model_copy(update={"image": reference(config.registry, image, digest)})
+        if application:
+            raise ConfigError(
+                f"{image}, the image of {name}, is not in the registry {config.registry.address}; "
+                "tell the administrator"
+            )
+    raise unknown_application(config, name)
+
+
+def in_registry(config: Config, image: str) -> bool:
+    """Tell whether the catalogue's *image* is one of the site's registry."""
+    return config.registry is not None and not image.startswith("sha256:")
+
+
+def is_offered(config: Config, name: str) -> bool:
+    """Tell whether a job may ask for *name* of the registry though the catalogue doesn't list it."""
+    patterns = config.registry.offer if config.registry else ()
+    return any(fnmatchcase(name, pattern) for pattern in patterns) and any(
+        fnmatchcase(name, pattern) for pattern in config.policy.images
+    )
+
+
+def unknown_application(config: Config, name: str) -> RequestError:
+    """Say that there is no such application, and which ones have the nearest names."""
+    known = set(config.applications)
+    if config.registry and config.registry.offer:
+        from ..registry import Registry
+
+        with contextlib.suppress(RegistryError), Registry(config.registry) as registry:
+            known.update(offered for offered in registry.names() if is_offered(config, offered))
+    nearest = ", ".join(difflib.get_close_matches(name, sorted(known), n=3, cutoff=0)) or "none"
+    return RequestError(
+        f"APPLICATION={name} is not known here; the nearest of {len(known)}: {nearest}; "
+        "'dockerjob images list' shows all"
+    )
 
 
 def check_hosts(config: Config, request: JobRequest) -> None:

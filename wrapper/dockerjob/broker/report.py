@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from .usage import total, used
 
-Phase = Literal["prepare", "start", "discovery", "compute", "teardown"]
+Phase = Literal["prepare", "pull", "start", "discovery", "compute", "teardown"]
 
 
 @dataclasses.dataclass

@@ -1,0 +1,75 @@
+# Copyright: the hpc.dockerjob authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Images from the site's registry: every host runs what the tag meant at submit, and gets it if need be."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from dockerjob_lab.client import Cluster
+from job_fixtures import job, refused, running_job, stored_image
+
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
+
+DOCKERJOB = "/share/dockerjob/bin/dockerjob"
+
+
+def listed(cluster: Cluster, user: str) -> dict[str, dict[str, Any]]:
+    """What ``dockerjob images list`` tells *user*, by application."""
+    argv = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups")
+    told = cluster.run("node1", *argv, DOCKERJOB, "images", "list", "--json")
+    return {image["application"]: image for image in json.loads(told)}
+
+
+@contextlib.contextmanager
+def without_image(cluster: Cluster, host: str) -> Iterator[None]:
+    """Take mpihello's image from a host."""
+    reference, image = stored_image(cluster, host, "mpihello")
+    cluster.run(host, "docker", "rmi", "--force", image)
+    try:
+        yield
+    finally:
+        cluster.run(host, "docker", "pull", "--quiet", reference)
+
+
+def test_every_host_runs_the_digest_that_the_registry_has(cluster: Cluster) -> None:
+    wanted = listed(cluster, "root")["mpihello:1"]
+    assert wanted["hosts"] == cluster.compute
+    assert wanted["size"] > 10_000_000
+    assert listed(cluster, "alice")["mpihello:1"] == {**wanted, "hosts": None}
+    with running_job(cluster, "alice", "node1,node2", 988601):
+        for index, host in enumerate(("node1", "node2")):
+            shown = cluster.run(
+                host, "docker", "inspect", "--format={{.Config.Image}}", f"988601_node_{index}"
+            )
+            assert shown.strip() == wanted["image"]
+
+
+def test_a_host_that_lacks_the_image_pulls_it_before_anything_starts(cluster: Cluster) -> None:
+    with without_image(cluster, "node2"):
+        done = cluster.submit(job("echo done"))
+        assert (done.status, done.out) == (0, "done\n"), done.err
+        assert "mpihello:1: 1 of 2 hosts have the image; pulling on " in done.err
+        assert "mpihello:1: 2 of 2 hosts have the image" in done.err
+        assert stored_image(cluster, "node2", "mpihello")[0] == listed(cluster, "root")["mpihello:1"]["image"]
+
+
+def test_a_registry_that_is_down_is_said_before_anything_is_created(cluster: Cluster) -> None:
+    cluster.run("head", "docker", "stop", "dockerjob-registry-reader")
+    try:
+        refused(cluster.submit(job()), 214, "registry .* is out of reach.*try again later")
+    finally:
+        cluster.run("head", "docker", "start", "dockerjob-registry-reader")
+
+
+def test_an_administrator_keeps_hosts_current(cluster: Cluster) -> None:
+    with without_image(cluster, "node2"):
+        told = cluster.run("node1", DOCKERJOB, "images", "sync", "--prune", "--older-than", "0")
+        assert "mpihello:1: 3 of 3 hosts have the image" in told
+        assert "openfoam:1912: all of 3 hosts have it" in told
+        assert "removed" not in told
