@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Copyright: the hpc.dockerjob authors
 # SPDX-License-Identifier: GPL-3.0-or-later
 #

@@ -149,6 +149,8 @@ def test_a_shell_of_qlogin_is_the_job(grid_engine: Cluster) -> None:
     argv = (*user, "env", f"--chdir={DIRECTORY}", *SGE[1:], "HOME=/home/alice", "USER=alice", "TERM=xterm")
     person = Person(within(grid_engine.pids["node1"], *argv, "qlogin", "-pe", "docker", "4"), timeout=120)
     try:
+        # What is typed before ends qlogin (seen with 8.1.9).
+        person.sees(r"\$ ")
         person.asks("echo job $((JOB_ID+0)) has $((NSLOTS+0)) slots", r"job [1-9]\d* has 4 slots")
         person.types(
             "APPLICATION=mpihello:1 COMMAND='PS1=ready\\> exec bash --norc --noprofile -i' "

@@ -176,7 +176,7 @@ def shell(tmp_path: Path) -> Iterator[Person]:
 def test_command_has_a_terminal_with_job_control(shell: Person) -> None:
     shell.asks("test -t 0 && test -t 1 && test -t 2 && echo 'is one' $((1+1))", "is one 2")
     assert shell.asks("ps -o tty= -p $$; tty", r"pts/\d+\s+/dev/pts/\d+")
-    shell.asks("stty size", r"\s24 80\s")
+    shell.asks("stty size", r"\s40 500\s")
     shell.child.setwinsize(50, 132)
     shell.asks(
         "sleep 0.1; until [ \"$(stty size)\" = '50 132' ]; do sleep 0.1; done; echo resized $?", "resized 0"

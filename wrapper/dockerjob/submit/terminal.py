@@ -121,12 +121,12 @@ class Session:
         go_on = signal.getsignal(signal.SIGCONT)
 
         def resized(_number: int, _frame: FrameType | None) -> None:
-            self._send(encode(Size(*termios.tcgetwinsize(OUT))))
+            self._send_size()
 
         def continued(number: int, frame: FrameType | None) -> None:
             # A shell has the terminal as it wants it while it has stopped us.
             self._apply()
-            resized(number, frame)
+            self._send_size()
             if callable(go_on):
                 go_on(number, frame)
 
@@ -176,6 +176,8 @@ class Session:
         elif word == BEGUN:
             self._raw = True
             self._apply()
+            # It may have changed while nobody listened.
+            self._send_size()
         elif word == ENDED:
             self._restore()
 
@@ -196,6 +198,10 @@ class Session:
             return
         self._credit -= len(data)
         self._send(encode(Data(data)))
+
+    def _send_size(self) -> None:
+        with contextlib.suppress(termios.error):
+            self._send(encode(Size(*termios.tcgetwinsize(OUT))))
 
     def _signal(self, number: int) -> None:
         self._send(json.dumps({"signal": number}).encode() + b"\n")
