@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dockerjob_core import node_program
-from dockerjob_core.errors import HostError, RegistryError
+from dockerjob_core.errors import HostError, RegistryError, RequestError
 
 from ..config import Application, Config
 from ..registry import NAME_TAG, Registry, RegistryImage, reference
@@ -113,12 +113,15 @@ def sync(
     """Bring the catalogue's images to the hosts, and with *older_than* days remove others of the registry.
 
     Raises:
+        RequestError: a host of *only* is none of the cluster's.
         RegistryError: the registry does not answer, or a host could not pull.
         HostError: a host could not be asked, or could not remove old images.
     """
     if not config.registry:
         tell("this site has no registry; cluster_setup.yml brings its images")
         return
+    if strangers := [host for host in only if host not in config.hosts]:
+        raise RequestError(f"{', '.join(strangers)} is not in this cluster")
     wanted, keep = _wanted(config)
     facts = ask_all(config, only)
     silent = {host: said.detail for host, said in facts.items() if isinstance(said, Finding)}
