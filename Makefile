@@ -71,5 +71,6 @@ soak: setup ## 30 jobs at once, 100 under random kills, much output, Slurm in fu
 
 bench: ## measure against the floor, in a lab of its own; writes bench/results.json
 	@lab/bootstrap.sh openfoam openmpi-bin  # pitzDaily is run on the bare hosts, too
+	@$(BIN)/python lab/lab.py --name bench up --compute 4
 	@LAB_NAME=bench lab/ensure_cluster.sh
 	@LAB_NAME=bench $(BIN)/python bench/bench.py; status=$$?; $(BIN)/python lab/lab.py --name bench down; exit $$status

@@ -18,24 +18,21 @@ import json
 import os
 import re
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from common import HOSTS, on_all, say, spread, start_wrapper, timed  # it makes lab importable
+from distribution import measure_distribution
 from dockerjob_core import node_program
+from dockerjob_lab.client import CONFIG, ROOT, Cluster
+from dockerjob_lab.model import IMAGES
 from tables import write_page
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "lab"))
-from dockerjob_lab.client import CONFIG, ROOT, Cluster  # lab is no installed package
-from dockerjob_lab.model import IMAGES
-
-HOSTS = ("node1", "node2")
 TICKS = os.sysconf("SC_CLK_TCK")
 PREPARE = (ROOT / "examples/pitzdaily_prepare.bsub").read_text()
 PITZDAILY = (ROOT / "examples/pitzdaily.bsub").read_text()
@@ -53,32 +50,12 @@ def main() -> None:
     results.update(measure_start_and_end(cluster, arguments.runs))
     results["infra"] = measure_infra(cluster, arguments.runs)
     results["idle"] = measure_idle(cluster, arguments.idle)
+    results["distribution"] = measure_distribution(cluster)
     if not arguments.skip_openfoam:
         results["pitzdaily"] = measure_openfoam(cluster)
     (ROOT / "bench/results.json").write_text(json.dumps(results, indent=2) + "\n")
     write_page(ROOT / "docs/performance.md", results)
     print(f"written: bench/results.json, docs/performance.md; start {results['ratio']['start']} x the floor")
-
-
-def say(line: str) -> None:
-    """Show progress on standard error."""
-    print(f"--> {line}", file=sys.stderr, flush=True)
-
-
-def timed(action: Callable[[], Any]) -> float:
-    """Return the seconds that *action* takes."""
-    begin = time.monotonic()
-    action()
-    return time.monotonic() - begin
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return minimum, median and maximum, rounded to milliseconds."""
-    return {
-        "min": round(min(values), 3),
-        "median": round(statistics.median(values), 3),
-        "max": round(max(values), 3),
-    }
 
 
 # -- start, discovery, teardown ---------------------------------------------------------
@@ -114,21 +91,10 @@ def measure_start_and_end(cluster: Cluster, runs: int) -> dict[str, Any]:
 
 def measure_floor(cluster: Cluster) -> tuple[float, float]:
     """Start and remove one plain container on each host, over ssh, all hosts at once."""
-    config = yaml.safe_load(cluster.path("node1", CONFIG).read_text())
     image = json.loads((IMAGES / "out/images.json").read_text())["mpihello:1"]["id"]
-    settings = config["ansible"]
     run = f"docker run -d --name floor --network none --entrypoint sleep {image} 60"
-
-    def on_all(command: str) -> None:
-        ssh = [
-            f"ssh -F none -i {settings['private_key']} -o UserKnownHostsFile={settings['known_hosts']} "
-            f"-o BatchMode=yes {settings['user']}@{config['hosts'][host]['address']} '{command}' >/dev/null &"
-            for host in HOSTS
-        ]
-        cluster.run("node1", "bash", "-c", "\n".join([*ssh, "wait"]))
-
-    on_all("docker rm -f floor 2>/dev/null")
-    return timed(lambda: on_all(run)), timed(lambda: on_all("docker rm -f floor"))
+    on_all(cluster, "docker rm -f floor 2>/dev/null")
+    return timed(lambda: on_all(cluster, run)), timed(lambda: on_all(cluster, "docker rm -f floor"))
 
 
 def measure_job(cluster: Cluster) -> dict[str, Any]:
@@ -149,32 +115,6 @@ def measure_job(cluster: Cluster) -> dict[str, Any]:
         "discovery": stamp.timestamp() - started,
         "phases": last_report(cluster)["phases"],
     }
-
-
-def start_wrapper(cluster: Cluster, command: str) -> tuple[subprocess.Popen[str], float]:
-    """Start the wrapper as alice on the first host, with LSF's variables set."""
-    number = time.time_ns() // 10**7 % 10**9 + 1
-    cluster.record_job(number, "alice", [(host, 2) for host in HOSTS])
-    variables = {
-        "APPLICATION": "mpihello:1",
-        "COMMAND": command,
-        "JOBDIR": "/scratch/alice",
-        "LSB_JOBID": str(number),
-        "LSB_JOBINDEX": "0",
-        "LSB_MCPU_HOSTS": " ".join(f"{host} 2" for host in HOSTS) + " ",
-        "PATH": "/usr/bin:/bin",
-    }
-    argv = ["nsenter", "-t", str(cluster.pids["node1"]), "-a", "setpriv", "--reuid=alice", "--regid=alice"]
-    argv += ["--init-groups", "env", "-i", *(f"{name}={value}" for name, value in variables.items())]
-    begin = time.monotonic()
-    process = subprocess.Popen(
-        [*argv, "/share/bin/hpc_submit_dockerjob"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        cwd="/",
-    )
-    return process, begin
 
 
 def container_started(cluster: Cluster, host: str) -> float:

@@ -31,6 +31,8 @@ def render(results: Mapping[str, Any]) -> str:
         _infra(results["infra"]),
         _idle(results["idle"]),
     ]
+    if "distribution" in results:
+        parts.append(_distribution(results["distribution"]))
     if "pitzdaily" in results:
         parts.append(_openfoam(results["pitzdaily"]))
     return "\n\n".join(parts)
@@ -82,6 +84,22 @@ def _idle(idle: Mapping[str, Any]) -> str:
     ]
     head = ["host", "part", "CPU seconds per minute", "memory (PSS), MB"]
     return "While COMMAND computes:\n\n" + _table(head, rows)
+
+
+def _distribution(results: Mapping[str, Any]) -> str:
+    ratio = results["ratio"]
+    rows = [
+        ["floor: docker pull over ssh", *_spread(results["floor"]), ""],
+        ["`dockerjob images sync`, on no host", *_spread(results["sync cold"]), f"{ratio['median']:.2f} x"],
+        ["`dockerjob images sync`, on all hosts", *_spread(results["sync warm"]), ""],
+        ["job: wrapper to first line, on no host", *_spread(results["job cold"]), ""],
+        ["job: wrapper to first line, on all hosts", *_spread(results["job warm"]), ""],
+    ]
+    head = ["an image that is", "min", "median", "max", "ratio to floor, round by round"]
+    return (
+        f"An image with {results['megabytes']} MB of its own, from the registry to {results['hosts']} hosts at once, "
+        f"{results['rounds']} rounds:\n\n" + _table(head, rows)
+    )
 
 
 def _openfoam(result: Mapping[str, Any]) -> str:
