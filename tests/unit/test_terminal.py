@@ -267,6 +267,16 @@ def test_a_killed_broker_hangs_the_terminals_up(tmp_path: Path) -> None:
     pytest.fail("COMMAND was not told")
 
 
+def test_control_c_ends_a_job_that_has_not_begun(tmp_path: Path) -> None:
+    someone = person(tmp_path, "sleep 1000")
+    someone.sees(r"broker \d+")
+    someone.types("\x03")
+    someone.sees("wrapper ends")
+    assert terminal_flags(someone) & termios.ISIG
+    # The second, if COMMAND was faster.
+    assert someone.ends() in (128 + signal.SIGHUP, 128 + signal.SIGINT)
+
+
 def test_what_command_leaves_running_holds_nothing_up(tmp_path: Path) -> None:
     someone = person(tmp_path, "(trap '' HUP; sleep 5; echo late) & echo last words; exit 3")
     someone.sees("last words")
