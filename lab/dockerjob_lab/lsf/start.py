@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import LsfError, queues, res, scheduler, site, spool
 from . import job as jobs
-from . import queues, res, scheduler, site, spool
 from .report import End
 
 Send = Callable[[str], None]
@@ -104,6 +104,14 @@ def _wait_for(record: spool.Record) -> None:
         time.sleep(0.05)
 
 
+def _send(row: scheduler.Row, name: str) -> None:
+    """Send a signal; a job that is over by now is no reason to leave its output behind."""
+    try:
+        scheduler.send(row, name)
+    except LsfError as error:
+        print(f"SIG{name} for job {row.label}: {error}", file=sys.stderr)
+
+
 def main() -> int:
     """Be the job; the exit status is the job's."""
     told = _told()
@@ -122,7 +130,7 @@ def main() -> int:
         profile=queues.PROFILES[job.options.queue],
         run_seconds=job.options.run_seconds,
         asked=lambda: record.marked("kill", job.index),
-        send=lambda name: scheduler.send(row, name),
+        send=lambda name: _send(row, name),
         began=time.time(),
     )
     spool.note_step(slurm_id, job.number, job.index, str(kept))
