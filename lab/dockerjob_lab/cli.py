@@ -12,6 +12,7 @@ import shutil
 import sys
 
 from . import cluster, host, inventory, submit
+from .lsf import LsfError
 from .model import DEFAULT_COMPUTE, MAX_COMPUTE, REPOSITORY, Lab, LabError, check_name, existing, recorded
 from .system import locked, shorten_time_slice
 
@@ -176,6 +177,6 @@ def main() -> int:
         check_name(arguments.name)
         _check_machine()
         return COMMANDS[arguments.command](arguments)
-    except LabError as error:
+    except (LabError, LsfError) as error:
         print(f"lab.py: {error}", file=sys.stderr)
         return 1

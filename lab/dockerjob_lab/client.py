@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 from dockerjob_core.kvs import Endpoint, Kvs
 
-from . import lsf_table
+from .lsf import table
+from .lsf.programs import install
 
 ROOT = Path(__file__).parents[2]
 LAB = (sys.executable, str(ROOT / "lab/lab.py"))
@@ -141,14 +142,14 @@ class Cluster:
         number: int,
         user: str,
         allocation: Sequence[tuple[str, int]],
-        state: lsf_table.State = "RUN",
+        state: table.State = "RUN",
         index: int = 0,
         limits: Mapping[str, str] | None = None,
     ) -> None:
-        """Make the lab's LSF say this of a job, whether or not there is one; see :func:`.lsf_table.record`."""
+        """Make the lab's LSF say this of a job, whether or not there is one; see :func:`.lsf.table.record`."""
         share = self.path("node1", "/share")
-        lsf_table.install(share)
-        lsf_table.record(share, number, index, user, allocation, state, limits)
+        install(share)
+        table.record(share, number, index, user, allocation, state, limits)
 
     def teardown(self, job_id: str) -> str:
         """Run ``playbooks/job_teardown.yml`` as an admin does, and return its recap."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import cgroups, host, inventory, network, root
+from .lsf import programs
 from .model import REPOSITORY, STATE_ROOT, Lab, LabError, LabHost, Record, recorded
 from .system import progress, run, wait_until, write_if_changed
 
@@ -70,6 +71,7 @@ def up(lab: Lab) -> bool:
         host.wait_ready(each)
     for each in lab.hosts:
         changed = host.refresh_hosts_file(lab, each) or changed
+    programs.install(lab.state / "share")
     return _write_outputs(lab) or changed or bool(started)
 
 

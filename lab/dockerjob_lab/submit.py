@@ -10,6 +10,7 @@ which processes belong to the job, also those that left its process group.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -23,17 +24,17 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from . import batch, cgroups, host, lsf_site, lsf_table
-from .batch import Account, Job, Options
+from . import cgroups, host
+from .lsf import job as jobs
+from .lsf import queues, site, table
+from .lsf.job import Account, Job
+from .lsf.options import Options, allocate, parse
+from .lsf.programs import applications, install
 from .model import HEAD, Lab, LabError, LabHost
-from .system import CLEAN_ENVIRONMENT, locked, progress, wait_until, write_if_changed
+from .system import CLEAN_ENVIRONMENT, locked, progress, wait_until
 
-RES = Path(__file__).with_name("job_res.py")
-RES_IN_HOST = "/run/lab-res.py"
+LIBEXEC = "/share/lsf/libexec"
 FIRST_JOB = 101
-GRACE = 10.0
-"""Seconds between the signals that end a job (LSF: JOB_TERMINATE_INTERVAL)."""
-
 JOB_GROUP = re.compile(r"job\.(\d+)\.\d+\.\d+")
 
 
@@ -81,11 +82,12 @@ def make_job(
     index: int = 0,
 ) -> Job:
     """Turn a script into a job with hosts and a number: the next one, or *number*, as after a requeue."""
-    options = batch.parse(script)
-    allocation = batch.allocate(options, _hosts(lab, options, hosts))
+    options = parse(script)
+    install(_share(lab.host_named(HEAD)))
+    allocation = allocate(options, _hosts(lab, options, hosts))
     who = account(lab.host_named(allocation[0][0]), user)
-    options, variables = lsf_site.run_esubs(lab.host_named(HEAD), options, who)
-    profile = lsf_site.find_profile(options.application)
+    options, variables = _run_esubs(lab.host_named(HEAD), options, who)
+    profile = site.read_profile(options.application, applications()) if options.application else None
     return Job(
         number=number or next_number(lab),
         index=index,
@@ -101,47 +103,41 @@ def make_job(
     )
 
 
-def _description(
-    job: Job, script: str, extra: Mapping[str, str], *, spool: bool, terminal: bool
-) -> dict[str, object]:
-    """What ``job_res`` is told."""
-    output, error = f"{job.job_file}.out", f"{job.job_file}.err"
-    deliver: dict[str, tuple[str, str]] = {}
-    if spool:
-        mode = "wb" if job.options.overwrite_output else "ab"
-        deliver[output] = (job.expand(job.options.output or f"{job.number}.out"), mode)
-        if job.options.error:
-            deliver[error] = (job.expand(job.options.error), "ab")
-    return {
-        "user": job.account.name,
-        "uid": job.account.uid,
-        "gid": job.account.gid,
-        "directory": job.directory,
-        "environment": {**batch.environment(job), **extra, **job.variables},
-        "job_file": job.job_file,
-        "files": {
-            job.job_file: (batch.job_file(job), 0o700),
-            f"{job.job_file}.shell": (batch.script_file(script), 0o700),
-            f"{job.job_file}.hostfile": ("".join(f"{name}\n" for name in job.slot_hosts), 0o600),
-        },
-        "spool": {1: output, 2: error if job.options.error else output} if spool else {},
-        "deliver": deliver,
-        "terminal": terminal,
-    }
+def _share(each: LabHost) -> Path:
+    return Path(f"/proc/{host.required_pid(each)}/root/share")
 
 
-def _post_exec(first: LabHost, job: Job, description: dict[str, object], status: int) -> None:
+def _run_esubs(submit_host: LabHost, options: Options, who: Account) -> tuple[Options, Mapping[str, str]]:
+    """Run the esubs of ``-a`` as the user, on the host of submission."""
+    if not options.esub:
+        return options, {}
+    become = ["setpriv", f"--reuid={who.uid}", f"--regid={who.gid}", "--init-groups"]
+    clean = ["env", "-i", "PATH=/usr/bin:/bin", f"{LIBEXEC}/esubs"]
+    done = subprocess.run(
+        [*host.entering(submit_host), "--", *become, *clean],
+        input=json.dumps(dataclasses.asdict(options)),
+        capture_output=True,
+        text=True,
+        env=CLEAN_ENVIRONMENT,
+        cwd="/",
+        timeout=60,
+        check=False,
+    )
+    if done.returncode:
+        raise LabError(done.stderr.strip())
+    changed, variables = json.loads(done.stdout)
+    return jobs.options_of(changed), variables
+
+
+def _post_exec(first: LabHost, job: Job, description: Mapping[str, object], status: int) -> None:
     """Run POST_EXEC, which is no part of the job: bkill doesn't reach it."""
-    told = {**description, "post_exec": job.post_exec, "job_status": status}
     if job.post_exec:
-        _start(first, first.system_cgroup, told).wait()
+        _start(first, first.system_cgroup, {**description, "status": status}).wait()
 
 
-def _start(first: LabHost, cgroup: str, description: dict[str, object]) -> subprocess.Popen[str]:
-    # The host may not see this checkout, so it gets the program.
-    write_if_changed(Path(f"/proc/{host.required_pid(first)}/root{RES_IN_HOST}"), RES.read_text())
+def _start(first: LabHost, cgroup: str, description: Mapping[str, object]) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [*host.entering(first), "--", "/usr/bin/python3", "-I", RES_IN_HOST],
+        [*host.entering(first), "--", f"{LIBEXEC}/res"],
         stdin=subprocess.PIPE,
         text=True,
         env=CLEAN_ENVIRONMENT,
@@ -168,15 +164,14 @@ def submit(
     first = lab.host_named(job.allocation[0][0])
     cgroup = f"{first.cgroup}/lsf/{lab.name}/job.{job.number}.{os.getpid()}.{job.stamp}"
     progress(
-        f"job {job.number} of {job.account.name} starts on {batch.environment(job)['LSB_MCPU_HOSTS'].strip()}"
+        f"job {job.number} of {job.account.name} starts on {jobs.environment(job)['LSB_MCPU_HOSTS'].strip()}"
     )
     cgroups.create(cgroup)
-    share = Path(f"/proc/{host.required_pid(first)}/root/share")
-    lsf_table.install(share)
+    share = _share(first)
     which = (job.number, job.index, job.account.name, job.allocation)
-    tell = partial(lsf_table.record, share, *which, limits=job.options.limits)
+    tell = partial(table.record, share, *which, limits=job.options.limits, shown=_shown(job))
     tell("RUN")
-    description = _description(job, script, extra, spool=spool, terminal=terminal)
+    description = {**jobs.description(job, script, extra, spool=spool), "terminal": terminal}
     status = 1
     try:
         status = _wait(_start(first, cgroup, description), cgroup)
@@ -198,6 +193,12 @@ def _leave_terminal() -> None:
         raise LabError("--pty needs a terminal of its own: script -qc 'exec lab.py ...' /dev/null")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     fcntl.ioctl(1, termios.TIOCNOTTY)
+
+
+def _shown(job: Job) -> dict[str, str]:
+    """What ``bjobs`` shows besides; LSF cuts names at its own length."""
+    shown = {"QUEUE": job.options.queue, "JOB_NAME": job.name[:4094], "FROM_HOST": job.submit_host}
+    return {**shown, "SUBMITTED": str(job.stamp)}
 
 
 def _wait(process: subprocess.Popen[str], cgroup: str) -> int:
@@ -247,7 +248,7 @@ def send(cgroup: str, number: int) -> None:
             continue
 
 
-def terminate(cgroup: str, grace: float = GRACE) -> None:
+def terminate(cgroup: str, grace: float = queues.TERMINATE_INTERVAL) -> None:
     """End a job as bkill does: CONT, INT, wait, TERM, wait, KILL."""
     send(cgroup, signal.SIGCONT)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):

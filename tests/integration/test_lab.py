@@ -247,7 +247,9 @@ class TestSubmit:
 
     def test_spooled_output_is_the_users(self, tmp_path: Path) -> None:
         assert self.submit(tmp_path, "#BSUB -oo spooled\necho out; echo err >&2\n", "--spool") == ""
-        assert on_node1("cat", "/home/alice/spooled") == "out\nerr\n"
+        report, output = on_node1("cat", "/home/alice/spooled").split("The output (if any) follows:\n\n")
+        assert output == "out\nerr\n"
+        assert "Successfully completed." in report
         assert on_node1("stat", "-c", "%U", "/home/alice/spooled") == "alice\n"
 
     @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ class TestSubmit:
         [
             ("#BSUB -n many\n", "-n many: must be a number"),
             ("#BSUB -n 99\n", "needs 99 slots, 4 on each host"),
-            ("#BSUB -Z\n", "unrecognized arguments: -Z"),
+            ("#BSUB -Z\n", "unrecognized arguments: -Z; known are -n"),
             ('#BSUB -J "open\n', "line 1 of the script"),
         ],
     )

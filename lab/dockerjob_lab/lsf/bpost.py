@@ -1,4 +1,3 @@
-#!/usr/bin/python3 -I
 # Copyright: the hpc.dockerjob authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -14,9 +13,10 @@ import os
 import pwd
 import re
 import sys
-from pathlib import Path
 
-MESSAGES = Path(__file__).resolve().parents[1] / "messages"
+from .spool import ROOT
+
+MESSAGES = ROOT / "messages"
 ADMINISTRATOR = "dockerjob"
 MOST = 512
 
@@ -37,7 +37,3 @@ def main() -> int:
         file.write(arguments.text + "\n")
     print(f"Message to job {arguments.job} is posted.")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,36 +1,19 @@
 # Copyright: the hpc.dockerjob authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the lab's LSF knows of its jobs: one root-owned file each, which ``bjobs`` on the hosts reads."""
+"""What ``lab.py submit`` tells of its jobs: one root-owned file each, which ``bjobs`` on the hosts reads."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from .system import write_if_changed
+from .spool import ROOT
 
-PROGRAMS = ("bjobs", "bpost")
-MESSENGER = "dockerjob"
-"""The account that writes what ``bpost`` keeps; in LSF a daemon would."""
 State = Literal["PEND", "RUN", "USUSP", "DONE", "EXIT"]
-
-
-def install(share: Path) -> None:
-    """Put ``bjobs`` and ``bpost`` where all hosts of the lab find them: ``/share/lsf/bin``."""
-    for name in PROGRAMS:
-        program = share / "lsf/bin" / name
-        write_if_changed(program, Path(__file__).with_name(f"{name}.py").read_text(), mode=0o755)
-    messages = share / "lsf/messages"
-    messages.mkdir(exist_ok=True)
-    messages.chmod(0o755)
-    for line in (share.parent / "etc/passwd").read_text().splitlines():
-        if line.startswith(f"{MESSENGER}:"):
-            os.chown(messages, int(line.split(":")[2]), 0)
 
 
 def record(
@@ -41,6 +24,7 @@ def record(
     allocation: Iterable[tuple[str, int]],
     state: State,
     limits: Mapping[str, str] | None = None,
+    shown: Mapping[str, str] | None = None,
 ) -> None:
     """Write what ``bjobs`` says of a job.
 
@@ -53,6 +37,7 @@ def record(
         state: LSF's word for it.
         limits: ``RUNTIMELIMIT``, ``MEMLIMIT`` and ``RUN_TIME``, as ``bjobs`` shows them; without the last one it
             begins now.
+        shown: further fields, such as ``QUEUE``; a job without them is in no list.
     """
     jobs = share / "lsf/jobs"
     jobs.mkdir(parents=True, exist_ok=True)
@@ -61,10 +46,30 @@ def record(
         "JOBINDEX": str(index),
         "STAT": state,
         "USER": user,
-        "EXEC_HOST": ":".join(f"{slots}*{host}" if slots > 1 else host for host, slots in allocation),
+        "EXEC_HOST": exec_host(allocation),
         "BEGIN": time.time(),
         **(limits or {}),
+        **(shown or {}),
     }
     new = jobs / f"{number}_{index}.new"
     new.write_text(json.dumps(document))
     new.replace(jobs / f"{number}_{index}.json")
+
+
+def exec_host(allocation: Iterable[tuple[str, int]]) -> str:
+    """Hosts and slots in one of LSF's forms, ``2*node1:node2``."""
+    return ":".join(f"{slots}*{host}" if slots > 1 else host for host, slots in allocation)
+
+
+def find(number: int, index: int, root: Path = ROOT) -> dict[str, Any] | None:
+    """What was recorded of a job, None for nothing."""
+    try:
+        return dict(json.loads((root / "jobs" / f"{number}_{index}.json").read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def listed(root: Path = ROOT) -> list[dict[str, Any]]:
+    """All jobs that lists show."""
+    found = [dict(json.loads(path.read_text())) for path in sorted((root / "jobs").glob("*.json"))]
+    return [each for each in found if "QUEUE" in each]
