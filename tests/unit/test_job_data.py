@@ -265,8 +265,10 @@ def site(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
         file = tree / "default"
         file.write_text(
             f"DOCKERJOB_BATCH=\nDOCKERJOB_SCRATCH={tree}/scratch\nDOCKERJOB_SCRATCH_KEEP={keep}\n"
+            f"DOCKERJOB_LOCAL=/nowhere {tree}/local/\n"
         )
-        monkeypatch.setattr(scratch.find, "__defaults__", (file,))
+        for reader in (scratch.find, cli.is_local):
+            monkeypatch.setattr(reader, "__defaults__", (file,))
         (tree / "scratch").mkdir(exist_ok=True)
         return Path(scratch.find(file).base)
 
@@ -288,6 +290,25 @@ def test_a_job_that_the_site_refuses_makes_nothing(
     base, steps.refusal = site(), 202
     assert staging.run_staged(in_scratch(tree)) == 202
     assert (steps.done, list(base.iterdir()), (tree / "submit/out").exists()) == (["ask"], [], False)
+
+
+def test_a_jobdir_that_one_host_has_is_copied_to_scratch_space_and_back(
+    tree: Path, steps: Steps, site: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, jobdir = site(), tree / "local/job"
+    jobdir.mkdir(parents=True)
+    (jobdir / "input").touch()
+    variables = environment(tree, JOBDIR=str(jobdir))
+    assert cli.is_staged(variables)
+    assert not cli.is_staged({**variables, "JOBDIR": f"{tree}/locally"})
+    assert staging.read_job(variables).inputs == (f"{jobdir}/input",)
+    assert staging.read_job(variables).staging.target == str(jobdir)
+    assert staging.run_staged(variables) == 0
+    assert steps.done == ["ask", "STAGE_IN", "run", "STAGE_OUT"]
+    assert steps.jobdir.parent == base
+    assert f"to {jobdir}" in capsys.readouterr().err
+    only = staging.read_job({**variables, "STAGE_OUT": "result", "STAGE_OUT_TO": "out"}).staging
+    assert (only.results, only.target) == (("result",), f"{tree}/submit/out")
 
 
 def test_inputs_that_can_not_be_copied_start_nothing(

@@ -27,7 +27,10 @@ from dockerjob_core.errors import ConfigError, DockerjobError, RequestError
 from dockerjob_core.schedulers import SYSTEMS
 
 from ..request import SERVICE_ACCOUNT, SUDO, JobRequest, Terminal
-from ..schedulers import array_variables, read_allocation
+from ..schedulers import SITE_FILE, array_variables, read_allocation, site_setting
+
+LOCAL = "DOCKERJOB_LOCAL"
+"""The site's setting with paths that are another disk on each host, between spaces."""
 
 SUDO_REFUSES = 1
 """Exit status of sudo(8) when it refuses; COMMAND's may be the same."""
@@ -118,8 +121,15 @@ def main() -> None:
 
 
 def is_staged(environment: Mapping[str, str]) -> bool:
-    """Tell whether data are to be copied for the job."""
-    return any(environment.get(name, "").strip() for name in ("STAGE_IN", "STAGE_OUT", "STAGE_OUT_TO"))
+    """Tell whether data are to be copied for the job: by its variables, or because JOBDIR is on this host only."""
+    staged = any(environment.get(name, "").strip() for name in ("STAGE_IN", "STAGE_OUT", "STAGE_OUT_TO"))
+    return staged or is_local(environment.get("JOBDIR", ""))
+
+
+def is_local(jobdir: str, site_file: Path = SITE_FILE) -> bool:
+    """Tell whether *jobdir* lies where the site says that each host has a disk of its own."""
+    path = os.path.realpath(jobdir.strip()) + "/"
+    return any(path.startswith(f"{local.rstrip('/')}/") for local in site_setting(LOCAL, site_file).split())
 
 
 def describe_hosts(request: JobRequest) -> str:

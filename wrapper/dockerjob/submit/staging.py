@@ -26,6 +26,7 @@ from .cli import (
     call_broker,
     check_refusal,
     describe_hosts,
+    is_local,
     request_from_environment,
     resolve_jobdir,
     terminal_of,
@@ -57,7 +58,7 @@ class StagedJob:
         request: the job; its JOBDIR is the user's scratch space until the job has a directory there.
         staging: what is copied.
         inputs: the paths that STAGE_IN has been found to name.
-        space: where its scratch space is, None if the user has named JOBDIR.
+        space: where its scratch space is, None if the user has named a JOBDIR that all hosts share.
     """
 
     request: JobRequest
@@ -109,7 +110,11 @@ def read_job(environment: Mapping[str, str]) -> StagedJob:
         PolicyError: the user has no scratch space.
     """
     staging = read_staging(environment, os.getcwd())
-    space = None if environment.get("JOBDIR", "").strip() else scratch.find()
+    jobdir = environment.get("JOBDIR", "").strip()
+    local = is_local(jobdir)
+    if local:
+        staging = of_local(staging, resolve_jobdir(jobdir))
+    space = scratch.find() if local or not jobdir else None
     if space and not staging.results:
         raise RequestError(
             "STAGE_OUT is not set, and scratch space does not stay: name the results, e.g. STAGE_OUT='*'"
@@ -120,6 +125,12 @@ def read_job(environment: Mapping[str, str]) -> StagedJob:
     job = StagedJob(request, staging, find_inputs(staging.inputs), space)
     check_places(job)
     return job
+
+
+def of_local(staging: Staging, jobdir: str) -> Staging:
+    """Return what is copied for a JOBDIR that only this host has: all that is in it, and by default all back."""
+    inputs = (f"{jobdir}/", *staging.inputs)
+    return Staging(inputs, staging.results or (".",), staging.target if staging.results else jobdir)
 
 
 def run_and_bring_out(job: StagedJob, signals: Signals) -> int:
