@@ -26,7 +26,7 @@ SITE: Mapping[str, object] = {
     "submit_host_install_root": "/share/dockerjob",
     "submit_host_install_shared": True,
     "submit_host_bin_dir": "/share/bin",
-    "submit_host_scratch": {"path": "/scratch", "local": ["/var/tmp"]},
+    "submit_host_scratch": {"path": "/scratch", "local": ["/local"]},
     # All hosts of a lab share one machine's cores: a rank that waits must not spin.
     "submit_host_batch": {
         "lsf": {"bjobs": "/share/lsf/bin/bjobs", "limits": "ask", "bpost": "/share/lsf/bin/bpost"},

@@ -75,8 +75,9 @@ mkdir -p res/deep; mv here res/deep; mkdir closed; touch closed/x; chmod 500 clo
 
 def test_a_jobdir_on_the_first_hosts_own_disk_reaches_the_others(cluster: Cluster, case: Path) -> None:
     """Its contents are on all hosts while COMMAND runs, and what that has made is there afterwards."""
-    own = "/var/tmp/alice-job"
-    as_alice(cluster, f"mkdir {own}; echo 7 >{own}/seven")
+    own = "/local/alice"
+    cluster.run("node1", "install", "-d", "-o", "alice", own)
+    as_alice(cluster, f"echo 7 >{own}/seven")
     command = """set -- $(cut -d" " -f1 /run/dockerjob/node/hostfile)
 ssh $2 "cd $PWD && cat seven && echo there >out.there"; exit 4"""
     try:
@@ -86,7 +87,7 @@ ssh $2 "cd $PWD && cat seven && echo there >out.there"; exit 4"""
         assert cluster.run("node2", "ls", "-d", own, check=False) == ""
         assert in_scratch(cluster) == [], done.err
     finally:
-        cluster.run("node1", "rm", "-r", own)
+        cluster.run("node1", "rm", "-r", "/local")
 
 
 def test_a_failed_stage_out_keeps_the_results_says_where_and_is_made_up_for(
