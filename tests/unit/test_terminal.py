@@ -197,7 +197,7 @@ def test_control_c_is_the_commands_and_the_terminal_is_restored(shell: Person) -
     shell.asks(*SLEEP)
     shell.types("\x1a")
     shell.sees("Stopped")
-    shell.asks("kill %1; echo $((40+2))", "42")
+    shell.asks("kill %1; wait %1; echo $((40+2))", "42")
     flags = terminal_flags(shell)
     assert not flags & termios.ECHO
     assert not flags & termios.ICANON
