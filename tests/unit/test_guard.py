@@ -32,6 +32,14 @@ OPTIONS = {
 }
 
 
+class NoStandby:
+    """In place of the process that waits for the set-up's task."""
+
+    def __init__(self, job_id: str, run: str) -> None: ...
+
+    def release(self) -> None: ...
+
+
 class Broker:
     """The other end of the guard's two pipes."""
 
@@ -41,6 +49,8 @@ class Broker:
         self.performed: list[dict[str, Any]] = []
         self.results: list[dict[str, Any]] = []
         monkeypatch.setattr(node_task, "perform", self._perform)
+        # Forked from here it would hold these pipes, too; tests/unit/test_standby.py has the real one.
+        monkeypatch.setattr(guard_module, "Standby", NoStandby)
         monkeypatch.setattr(guard_module, "QUIET", 0.05)
         monkeypatch.setattr(guard_module, "PAUSE", 0.0)
         monkeypatch.setattr("signal.signal", lambda *_: None)  # not in the main thread here

@@ -20,6 +20,9 @@ from collections.abc import Callable
 KILLED = 128 + signal.SIGKILL
 """Exit status of a broker that ended without a word."""
 
+_OTHERS = (signal.SIGTERM, signal.SIGALRM)
+"""Signals that the stand-in leaves alone: they are the wrapper's to pass on, and the broker's to act on."""
+
 
 def stand_apart(work: Callable[[], int]) -> int:
     """Do *work* in a process that is no descendant of the caller's, and return its status, 0 to 255.
@@ -29,6 +32,9 @@ def stand_apart(work: Callable[[], int]) -> int:
     """
     status_out, status_in = os.pipe()
     waiting = (os.getpid(), os.getppid())
+    # Before the fork: a signal may come as soon as the work has begun.
+    for number in _OTHERS:
+        signal.signal(number, signal.SIG_IGN)
     child = os.fork()
     if not child:
         # Whatever happens here, this copy of the caller must not return into its code.
@@ -36,19 +42,14 @@ def stand_apart(work: Callable[[], int]) -> int:
             if not os.fork():
                 os.close(status_out)
                 os.setpgid(0, 0)
+                for number in _OTHERS:
+                    signal.signal(number, signal.SIG_DFL)
                 os.write(status_in, bytes((work(),)))
                 _let_go_on(waiting)
         finally:
             os._exit(0)
     os.close(status_in)
     os.waitpid(child, 0)
-    return _wait(status_out)
-
-
-def _wait(status_out: int) -> int:
-    """Be the stand-in: signals are the wrapper's to pass on, and the broker's to act on."""
-    for number in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, signal.SIG_IGN)
     answer = os.read(status_out, 1)
     return answer[0] if answer else KILLED
 
