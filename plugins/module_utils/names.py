@@ -45,8 +45,12 @@ LABEL_INFRA = "dockerjob.infra"
 INFRA_TARGET = "/opt/dockerjob"
 """Where a container has the infrastructure, be it the image's own layer or the host's portable one."""
 
-INFRA_HOST = "/var/lib/dockerjob-infra/current"
-"""On a host: a link to the version of the portable infrastructure that new containers get."""
+INFRA_HOST = "/opt/dockerjob-infra/current"
+"""On a host: a link to the version of the portable infrastructure that new containers get.
+
+Not below ``/var/lib``: the daemon takes a path that begins like its own, ``/var/lib/docker``, for one within that,
+and refuses a private mount of it (seen with 20.10).
+"""
 
 SHELLS = ("ash", "bash", "csh", "dash", "fish", "ksh", "ksh93", "mksh", "sh", "tcsh", "zsh")
 """Names of shells for which the portable infrastructure has a stand-in, see :func:`login_shell`."""

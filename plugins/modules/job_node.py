@@ -211,7 +211,7 @@ options:
       infra_directory:
         description: The host's directory with that infrastructure, or a link to it.
         type: path
-        default: /var/lib/dockerjob-infra/current
+        default: /opt/dockerjob-infra/current
       injected_overlays:
         description:
           - Files of the job's directory that take the place of O(spec.overlays) with the same target, if the host's

@@ -22,7 +22,7 @@ SPEC = ContainerSpec(
 )
 PLAIN = Image({}, {"PATH": "/bin"})
 WITH_LAYER = Image({"dockerjob.infra": "1"}, {})
-VERSION = "/var/lib/dockerjob-infra/0123"
+VERSION = "/opt/dockerjob-infra/0123"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
     "writable_files": [],
     "overlays": [],
     "infra": "image",
-    "infra_directory": "/var/lib/dockerjob-infra/current",
+    "infra_directory": "/opt/dockerjob-infra/current",
     "injected_overlays": [],
     "interface": "eth1",
     "address": "10.8.0.3/24",
