@@ -37,7 +37,13 @@ class Front:
     ) -> subprocess.CompletedProcess[str]:
         """Type a line, with *text* on standard input."""
         return subprocess.run(
-            self.argv(line, user), input=text, capture_output=True, text=True, timeout=timeout, check=False, cwd="/"
+            self.argv(line, user),
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            cwd="/",
         )
 
     def say(self, line: str, text: str = "") -> str:
@@ -48,7 +54,9 @@ class Front:
 
     def submit(self, line: str, text: str = "") -> int:
         """Type a bsub, and return the job's number."""
-        match = re.search(r"^Job <(\d+)> is submitted to (default )?queue <\w+>\.$", self.say(line, text), re.M)
+        match = re.search(
+            r"^Job <(\d+)> is submitted to (default )?queue <\w+>\.$", self.say(line, text), re.M
+        )
         assert match
         return int(match[1])
 
@@ -91,13 +99,27 @@ export APPLICATION=mpihello:1 COMMAND='{command}' JOBDIR=/scratch/$USER
 def test_a_script_runs_in_containers_and_lsf_reports(cluster: Cluster, front: Front) -> None:
     command = "mpirun hello.openmpi; until test -e front.go; do sleep 0.2; done; exit 3"
     number = front.submit("bsub -e front.%J.err", script(command))
-    wait_until(lambda: "rank 3 of 4" in front.type(f"bpeek {number}").stdout, 120, "bpeek shows what it wrote")
+    wait_until(
+        lambda: "rank 3 of 4" in front.type(f"bpeek {number}").stdout, 120, "bpeek shows what it wrote"
+    )
     header, first, second = front.say("bjobs").splitlines()
     assert first.split()[:7] == [str(number), "alice", "RUN", "normal", "node3", "2*node1", "front"]
     assert second.split() == ["2*node2"]
     assert header.startswith("JOBID ")
     # The broker's question, as its account asks it.
-    ask = ["runuser", "-u", "dockerjob", "--", "/share/lsf/bin/bjobs", "-a", "-X", "-o", FIELDS, "-json", str(number)]
+    ask = [
+        "runuser",
+        "-u",
+        "dockerjob",
+        "--",
+        "/share/lsf/bin/bjobs",
+        "-a",
+        "-X",
+        "-o",
+        FIELDS,
+        "-json",
+        str(number),
+    ]
     said = cluster.run("node2", *ask)
     assert said.startswith("LSF is processing your request.")
     [record] = json.loads(said[said.index("{") :])["RECORDS"]
@@ -126,7 +148,9 @@ def test_the_process_is_as_lsf_makes_it(front: Front) -> None:
     assert done.returncode == 0, done
     assert "<<Waiting for dispatch ...>>\n<<Starting on node" in done.stderr
     assert "<<Job is finished>>" in done.stderr
-    stdin, ignored, group, job_pid, *environment = front.file("front.env").split("follows:\n\n")[1].splitlines()
+    stdin, ignored, group, job_pid, *environment = (
+        front.file("front.env").split("follows:\n\n")[1].splitlines()
+    )
     assert stdin == "/dev/null"
     assert int(ignored.split()[1], 16) & ~(0b11 << 31) == 1
     assert group.strip() == job_pid
@@ -146,7 +170,9 @@ def test_bkill_as_the_queue_says_leaves_nothing(
     assert front.type(f"bkill {number}", user="bob").stderr == f"Job <{number}>: User permission denied\n"
     assert front.say(f"bkill {number}") == f"Job <{number}> is being terminated\n"
     front.wait(number, "EXIT")
-    wait_until(lambda: "TERM_OWNER: job killed by owner." in front.file(f"front.{number}.out"), 120, "LSF's report")
+    wait_until(
+        lambda: "TERM_OWNER: job killed by owner." in front.file(f"front.{number}.out"), 120, "LSF's report"
+    )
     assert ("tidied" in front.file(f"front.{number}.out")) is tidied
     assert containers(cluster, number) == {}
     wait_until(lambda: forgotten(cluster, number), 120, "etcd holds nothing of the job")
@@ -154,7 +180,9 @@ def test_bkill_as_the_queue_says_leaves_nothing(
 
 
 def test_bstop_freezes_the_containers_and_bresume_lets_them_go_on(cluster: Cluster, front: Front) -> None:
-    number = front.submit("bsub", script("echo started; until test -e front.go; do sleep 0.2; done; echo done"))
+    number = front.submit(
+        "bsub", script("echo started; until test -e front.go; do sleep 0.2; done; echo done")
+    )
     wait_until(lambda: "started" in front.type(f"bpeek {number}").stdout, 120, "COMMAND runs")
     assert front.say(f"bstop {number}") == f"Job <{number}> is being stopped\n"
     wait_until(lambda: len(containers(cluster, number, "paused")) == 2, 60, "both containers are paused")
