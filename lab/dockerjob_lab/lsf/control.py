@@ -53,6 +53,9 @@ def kill(seen: view.Seen, *, force: bool) -> str:
         seen.record.finish(seen.index, End(130, now, now, reason))
         return "is being terminated"
     seen.record.mark("kill", seen.index, reason)
+    if not seen.record.begun(seen.index):
+        # Its keeper is starting, and reads the mark.
+        return "is being terminated"
     if force or queues.PROFILES[seen.queue] == queues.KILL_ONLY:
         scheduler.send(seen.row, "KILL")
     elif seen.state != "RUN":

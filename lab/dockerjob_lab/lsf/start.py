@@ -56,7 +56,8 @@ class Keeper:
             self._due = [(now, "USR2"), *((end + after, name) for after, name in self.profile)]
         if self.reason in ("", "TERM_RUNLIMIT") and (asked := self.asked()):
             self.reason = asked
-            self._due = [(now + after, name) for after, name in self.profile]
+            profile = queues.KILL_ONLY if asked.startswith("TERM_FORCE") else self.profile
+            self._due = [(now + after, name) for after, name in profile]
         while self._due and self._due[0][0] <= now:
             self.send(self._due.pop(0)[1])
 
