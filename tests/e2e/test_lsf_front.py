@@ -29,7 +29,8 @@ class Front:
         self.cluster = cluster
 
     def argv(self, line: str, user: str = "alice") -> list[str]:
-        login = ["runuser", "-l", user, "-c", f"cd /scratch/{user}; {line}"]
+        # Not -c: that would take the terminal away.
+        login = ["runuser", "-l", user, f"--session-command=cd /scratch/{user}; {line}"]
         return ["nsenter", "-t", str(self.cluster.pids["node3"]), "-a", *login]
 
     def type(

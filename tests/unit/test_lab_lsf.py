@@ -281,6 +281,11 @@ class TestKeeper:
         keeper.tick(161)
         assert sent == ["USR2", "CONT", "INT"]
 
+    def test_a_forced_kill_does_not_wait(self) -> None:
+        sent: list[str] = []
+        self.keeper(sent, ["TERM_FORCE_OWNER"]).tick(150)
+        assert sent == ["KILL"]
+
     def test_a_queue_kills_at_once(self) -> None:
         sent: list[str] = []
         start.Keeper(queues.PROFILES["killonly"], None, lambda: "TERM_OWNER", sent.append, began=0.0).tick(1)

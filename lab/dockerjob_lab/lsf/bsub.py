@@ -145,11 +145,14 @@ def _follow(number: int, options: Options) -> int:
 
 def _wait(record: spool.Record, indices: Sequence[int]) -> int:
     said = False
-    while None in (ends := [record.end(index) for index in indices]):
+    while True:
+        ends = [record.end(index) for index in indices]
         begun = record.begun(indices[0])
         if begun and not said:
             _say(f"Starting on {begun['hosts'][0][0]}")
             said = True
+        if None not in ends:
+            break
         time.sleep(FEW)
     _say("Job is finished")
     return max(end.status for end in ends if end)

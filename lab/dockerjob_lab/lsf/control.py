@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from . import LsfError, queues, scheduler, view
+from . import LsfError, scheduler, view
 from .report import End
 
 
@@ -53,10 +53,8 @@ def kill(seen: view.Seen, *, force: bool) -> str:
         seen.record.finish(seen.index, End(130, now, now, reason))
         return "is being terminated"
     seen.record.mark("kill", seen.index, reason)
-    if force or queues.PROFILES[seen.queue] == queues.KILL_ONLY:
-        scheduler.send(seen.row, "KILL")
-    elif seen.state != "RUN":
-        # What ends it may stand still, too.
+    # Its keeper reads the mark; with a job of one slot that keeper may stand still, too.
+    if seen.state != "RUN" and not seen.parallel:
         scheduler.send(seen.row, "CONT")
     return "is being terminated"
 
@@ -70,8 +68,9 @@ def send(seen: view.Seen, name: str) -> str:
             return kill(seen, force=False)
         raise LsfError(f"Job <{seen.label}>: Job has not started yet")
     if name == "KILL":
-        seen.record.mark("kill", seen.index, "TERM_ADMIN" if _administrator() else "TERM_OWNER")
-    scheduler.send(seen.row, name)
+        kill(seen, force=True)
+    else:
+        scheduler.send(seen.row, name)
     return "is being signaled"
 
 
@@ -82,9 +81,8 @@ def stop(seen: view.Seen) -> str:
     if seen.state == "PEND":
         scheduler.run("scontrol", "hold", seen.row.name)
     else:
-        parallel = seen.options is not None and (seen.options.slots > 1 or bool(seen.options.interactive))
         seen.record.mark("stop", seen.index)
-        scheduler.send(seen.row, "TSTP" if parallel else "STOP")
+        scheduler.send(seen.row, "TSTP" if seen.parallel else "STOP")
     return "is being stopped"
 
 

@@ -191,7 +191,10 @@ def _seconds(text: str) -> float | None:
 
 
 def send(row: Row, name: str) -> None:
-    """Have slurmd, which is root, send a signal to every process of the job."""
+    """Have slurmd, which is root, send a signal to every process of the job.
+
+    Not for SIGKILL: Slurm takes that as a wish to cancel the job, and sends SIGTERM first.
+    """
     run("scancel", "--full", f"--signal={name}", row.name)
 
 

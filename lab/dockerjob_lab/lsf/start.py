@@ -9,12 +9,15 @@ The script of the Slurm job is this program, with what bsub has written on stand
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
+import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,8 @@ class Keeper:
             self._due = [(now, "USR2"), *((end + after, name) for after, name in self.profile)]
         if self.reason in ("", "TERM_RUNLIMIT") and (asked := self.asked()):
             self.reason = asked
-            self._due = [(now + after, name) for after, name in self.profile]
+            profile = queues.KILL_ONLY if asked.startswith("TERM_FORCE") else self.profile
+            self._due = [(now + after, name) for after, name in profile]
         while self._due and self._due[0][0] <= now:
             self.send(self._due.pop(0)[1])
 
@@ -107,9 +111,34 @@ def _wait_for(record: spool.Record) -> None:
 def _send(row: scheduler.Row, name: str) -> None:
     """Send a signal; a job that is over by now is no reason to leave its output behind."""
     try:
-        scheduler.send(row, name)
+        if name == "KILL":
+            kill_descendants()
+        else:
+            scheduler.send(row, name)
     except LsfError as error:
         print(f"SIG{name} for job {row.label}: {error}", file=sys.stderr)
+
+
+def adopt() -> None:
+    """Become the parent of descendants that have lost theirs, so that all of the job's can be found."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h
+
+
+def kill_descendants() -> None:
+    """Send SIGKILL to all processes that come from this one, until none is left that it can hit; not to sudo's."""
+    for _ in range(10):
+        for pid in _descendants(os.getpid()):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        words = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    children = [int(child) for child in " ".join(words).split()]
+    return [*children, *(each for child in children for each in _descendants(child))]
 
 
 def main() -> int:
@@ -133,6 +162,7 @@ def main() -> int:
         send=lambda name: _send(row, name),
         began=time.time(),
     )
+    adopt()
     spool.note_step(slurm_id, job.number, job.index, str(kept))
     record.begin(job.index, {"began": keeper.began, "hosts": job.allocation, "job_file": job.job_file})
     end = res.run(description, keeper.tick, lambda: record.marked("kill", job.index) or keeper.reason)

@@ -71,6 +71,11 @@ class Seen:
         return self.state not in UNFINISHED
 
     @property
+    def parallel(self) -> bool:
+        """Whether LSF stops it by a signal that can be caught: it has more than one slot, or is interactive."""
+        return self.options is not None and (self.options.slots > 1 or bool(self.options.interactive))
+
+    @property
     def record(self) -> spool.Record:
         """What is kept of it."""
         return spool.Record(self.number)
