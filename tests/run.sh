@@ -49,7 +49,7 @@ trap 'exit 129' HUP
 
 # On a machine that is busy with all of this, a test on real daemons has one more try.  It is listed as
 # RERUN at the end of its stage, and is a fault to look into.
-run_tests() { pytest -q --reruns 1 "$@"; }
+run_tests() { pytest -q --reruns 1 --durations 12 "$@"; }
 
 start images python images/build.py
 stage "lint (the images are built beside it)"
