@@ -135,7 +135,7 @@ def test_infrastructure_of_the_host(host: Host, job: str, image_with_variables: 
     assert host.module("job_node", wanted)["changed"]
     assert inside(host, job, "cat", "/opt/dockerjob/word", "/etc/passwd") == "portable\nalice of ours"
     variables = inside(host, job, "cat", "/proc/1/environ").split("\0")
-    assert "DOCKERJOB_IMAGE_LD_LIBRARY_PATH=/nowhere" in variables
+    assert f"{names.IMAGE_VARIABLE}LD_LIBRARY_PATH=/nowhere" in variables
     assert not [entry for entry in variables if entry.startswith("LD_")]
     with pytest.raises(AssertionError, match="Read-only file system"):
         inside(host, job, "mkdir", "/opt/dockerjob/x")
