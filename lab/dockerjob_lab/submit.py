@@ -83,7 +83,7 @@ def make_job(
 ) -> Job:
     """Turn a script into a job with hosts and a number: the next one, or *number*, as after a requeue."""
     options = parse(script)
-    install(_share(lab.host_named(HEAD)))
+    install(_share(lab.hosts[-1]))  # a host that has the account of the broker
     allocation = allocate(options, _hosts(lab, options, hosts))
     who = account(lab.host_named(allocation[0][0]), user)
     options, variables = _run_esubs(lab.host_named(HEAD), options, who)

