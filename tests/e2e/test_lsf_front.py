@@ -81,6 +81,7 @@ def slurm_is_up(cluster: Cluster) -> None:
 def front(cluster: Cluster, slurm_is_up: None, nothing_left: None) -> Iterator[Front]:
     """The commands, without a job of Slurm's before and after."""
     cluster.run("node3", "install", "-d", "-o", "alice", "-g", "alice", "/scratch/alice")
+    wait_until(lambda: not cluster.run("head", "squeue", "-h"), 120, "Slurm has no job of another test")
     yield Front(cluster)
     cluster.run("head", "scancel", "--user=alice", check=False)
     wait_until(lambda: not cluster.run("head", "squeue", "-h"), 120, "Slurm has no job")
@@ -176,7 +177,7 @@ def test_bkill_as_the_queue_says_leaves_nothing(
     )
     # After SIGKILL of the wrapper COMMAND may have time for that, or not.
     assert "tidied" in front.file(f"front.{number}.out") or not tidied
-    assert containers(cluster, number) == {}
+    wait_until(lambda: not containers(cluster, number), 60, "no container is left")
     wait_until(lambda: forgotten(cluster, number), 120, "etcd holds nothing of the job")
     assert front.type(f"bkill {number}").stderr == f"Job <{number}>: Job has already finished\n"
 
