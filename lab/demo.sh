@@ -42,7 +42,7 @@ for _ in {1..600}; do
 done
 alice "bhosts"
 alice "bjobs"
-alice "/share/bin/dockerjob jobs"
+alice "/share/dockerjob/bin/dockerjob jobs"
 alice "bpeek $job | tail -n 6" || true # it may be over
 step "until the job is over, $job has its hosts"
 until quietly "bjobs -o stat -noheader $job" | grep -q 'DONE\|EXIT'; do sleep 1; done
