@@ -34,6 +34,7 @@ def main() -> int:
         print("Bad argument", file=sys.stderr)
         return 255
     with (MESSAGES / arguments.job).open("a", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)  # for bjobs -l of whoever it is
         file.write(arguments.text + "\n")
     print(f"Message to job {arguments.job} is posted.")
     return 0
