@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import names
@@ -116,6 +117,8 @@ class ContainerSpec:
     unset: tuple[str, ...] = ()
     """Variables of the image that the first process shall not have."""
     mounts: tuple[Mount, ...] = ()
+    temporary: tuple[str, ...] = ()
+    """Directories besides :data:`TEMPORARY` that are as those are."""
     limits: Limits = field(default_factory=Limits)
     seccomp: str | None = None
     apparmor: str | None = None
@@ -133,10 +136,11 @@ class ContainerSpec:
 
 @dataclass(frozen=True)
 class Image:
-    """An image as the daemon has it: its labels, and the variables that its processes get."""
+    """An image as the daemon has it: its labels, the variables that its processes get, and its VOLUMEs."""
 
     labels: Mapping[str, str]
     env: Mapping[str, str]
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,25 @@ class Found:
     def never_ran(self) -> bool:
         """Whether the daemon has only created it, or takes it for one that it has only created."""
         return not self.running and self.exit_code is None
+
+
+def without_volumes(spec: ContainerSpec, image: Image) -> ContainerSpec:
+    """Return *spec* with a temporary directory for each VOLUME of the image that is no mount already.
+
+    Docker would make a directory on the host's disk for it, which the user may write to and no limit of the job bounds.
+
+    Raises:
+        HostError: one lies in what is mounted: root would make its mount point there, on the file system of the hosts.
+    """
+    targets = {mount.target.rstrip("/") for mount in spec.mounts}
+    volumes = {posixpath.normpath(volume) for volume in image.volumes} - targets
+    for volume in sorted(volumes):
+        inside = next((target for target in targets if volume.startswith(f"{target}/")), None)
+        if inside is not None:
+            raise HostError(
+                f"the image {spec.image} has VOLUME {volume}, and {inside} is the hosts'; use an image without it"
+            )
+    return replace(spec, temporary=tuple(sorted(volumes)))
 
 
 def payload(spec: ContainerSpec, extra_digest: str = "") -> Payload:
@@ -207,7 +230,9 @@ def _host_config(spec: ContainerSpec) -> Payload:
         "SecurityOpt": security,
         # What is written there would be on the daemon's disk, without a limit.
         "ReadonlyRootfs": True,
-        "Tmpfs": dict.fromkeys(TEMPORARY, f"rw,exec,nosuid,nodev,mode=1777,size={spec.limits.tmp_size}"),
+        "Tmpfs": dict.fromkeys(
+            (*TEMPORARY, *spec.temporary), f"rw,exec,nosuid,nodev,mode=1777,size={spec.limits.tmp_size}"
+        ),
         "Init": False,  # PID 1 is the agent, which reaps
         "RestartPolicy": {"Name": "no"},
         "LogConfig": LOG,
@@ -333,7 +358,11 @@ class Engine:
             except ImageNotFound as error:
                 raise _no_image(reference) from error
         variables = (entry.partition("=") for entry in config.get("Env") or ())
-        return Image(config.get("Labels") or {}, {name: value for name, _, value in variables})
+        return Image(
+            config.get("Labels") or {},
+            {name: value for name, _, value in variables},
+            tuple(sorted(config.get("Volumes") or ())),
+        )
 
     def start(self, name: str, body: Payload) -> Found:
         """Create and start a container; one that was created but does not start is left for the caller."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import flows, jobdir, names, orphans, ovs, port
 from .cgroup import JobCgroup, Usage, bound_to, permitted_devices, traffic
-from .container import ContainerSpec, Gpus, Limits, Mount, Payload, Ulimit, payload
+from .container import ContainerSpec, Gpus, Limits, Mount, Payload, Ulimit, payload, without_volumes
 from .devices import DeviceRule, Permitted, resolve
 from .errors import HostError
 from .infra import Infra, directory_on_host, injected, injects
@@ -245,22 +245,21 @@ def _overlay(node: NodeSpec, overlay: Mapping[str, str]) -> Mount:
     return Mount(source, overlay["target"], read_only=area == jobdir.READ_ONLY)
 
 
-def _with_infra(spec: NodeSpec, engine: Engine) -> NodeSpec:
-    """Give the node the portable infrastructure, if that is the choice for its image."""
-    if spec.infra == "image":
-        return spec
+def _for_image(spec: NodeSpec, engine: Engine) -> NodeSpec:
+    """Do what the node's image asks for: give it the portable infrastructure if that is the choice, and no volumes."""
     image = engine.image(spec.container.image)
-    if not injects(spec.infra, image):
-        return spec
-    directory = directory_on_host(spec.infra_directory)
-    return replace(spec, container=injected(spec.container, image, directory, spec.injected_overlays))
+    container = without_volumes(spec.container, image)
+    if injects(spec.infra, image):
+        directory = directory_on_host(spec.infra_directory)
+        container = injected(container, image, directory, spec.injected_overlays)
+    return replace(spec, container=container)
 
 
 def present(spec: NodeSpec, engine: Engine, clock: Clock, *, check_mode: bool) -> Outcome:
     """Make the node as wanted; if a step fails, remove what there is of the job, then raise."""
     job_id = spec.container.job_id
     with clock.step("look"):
-        spec = _with_infra(spec, engine)
+        spec = _for_image(spec, engine)
         body = spec.payload()
         found = engine.find(spec.container.name)
         if found and found.labels.get(names.LABEL_JOB) != job_id:

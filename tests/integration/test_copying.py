@@ -96,16 +96,21 @@ def test_any_name_arrives_and_keeps_mode_time_and_directory(places: tuple[Path, 
     assert target.stat().st_mode & 0o777 == 0o700
 
 
-def test_inputs_lose_their_directories_and_links_that_lead_out(places: tuple[Path, Path]) -> None:
+def test_inputs_lose_their_directories_and_links_become_what_they_lead_to(places: tuple[Path, Path]) -> None:
     source, target = places
     (source / "far/case").mkdir(parents=True)
     (source / "far/case/file").write_text("1")
     (source / "data").write_text("2")
     (source / "far/case/inside").symlink_to("file")
     (source / "far/case/outside").symlink_to(source / "data")
+    (source / "far/case/beside").symlink_to("../../data")
     assert bring(Path("/"), target, str(source / "far/case"), keep_paths=False, follow=True) == ""
-    assert content(target) == {"case/file": b"1", "case/inside": b"1", "case/outside": b"2"}
-    assert ((target / "case/inside").is_symlink(), (target / "case/outside").is_symlink()) == (True, False)
+    two = {"case/outside": b"2", "case/beside": b"2"}
+    assert content(target) == {"case/file": b"1", "case/inside": b"1", **two}
+    assert not [path for path in (target / "case").iterdir() if path.is_symlink()]
+    (source / "far/case/beside").unlink()
+    (source / "far/case/beside").symlink_to("nowhere")
+    assert bring(Path("/"), target, str(source / "far/case"), keep_paths=False, follow=True) != ""
 
 
 def test_what_differs_though_size_and_time_are_the_same_is_copied(places: tuple[Path, Path]) -> None:

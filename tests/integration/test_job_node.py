@@ -109,12 +109,13 @@ def inside(host: Host, job_id: str, *argv: str) -> str:
 
 @pytest.fixture(scope="module")
 def image_with_variables(host: Host) -> Iterator[str]:
-    """An image of others that sets variables which the loader reads."""
+    """An image of others that sets variables which the loader reads, and has a volume."""
     name = "dockerjob-test:variables"
     host.docker("create", "--name", "variables", IMAGE, "/bin/true")
-    host.docker("commit", "--change", "ENV LD_LIBRARY_PATH=/nowhere", "variables", name)
-    yield name
+    changes = ("--change", "ENV LD_LIBRARY_PATH=/nowhere", "--change", "VOLUME /data")
+    host.docker("commit", *changes, "variables", name)
     host.docker("rm", "variables")
+    yield name
     host.docker("rmi", name)
 
 
@@ -139,6 +140,7 @@ def test_infrastructure_of_the_host(host: Host, job: str, image_with_variables: 
     assert not [entry for entry in variables if entry.startswith("LD_")]
     with pytest.raises(AssertionError, match="Read-only file system"):
         inside(host, job, "mkdir", "/opt/dockerjob/x")
+    assert "tmpfs /data tmpfs rw,nosuid,nodev" in inside(host, job, "cat", "/proc/mounts")
     assert not host.module("job_node", wanted)["changed"]
 
 

@@ -163,6 +163,7 @@ CHANGES: dict[str, object] = {
     "hostname": "h",
     "entrypoint": ("/bin/sh",),
     "unset": ("LD_PRELOAD",),
+    "temporary": ("/data",),
     "env": {"A": "1"},
     "mounts": (Mount("/a", "/b"),),
     "limits": Limits(memory=1),

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from dockerjob_core import infra, names
-from dockerjob_core.container import ContainerSpec, Image, Mount, payload
+from dockerjob_core.container import ContainerSpec, Image, Mount, payload, without_volumes
 from dockerjob_core.errors import HostError
 
 SPEC = ContainerSpec(
@@ -48,6 +49,16 @@ def test_an_overlay_takes_the_place_of_another() -> None:
     stand_in = Mount("/j/ro/passwd_injected", "/etc/passwd", read_only=True)
     mounts = infra.injected(SPEC, PLAIN, VERSION, (stand_in,)).mounts
     assert [mount for mount in mounts if mount.target == "/etc/passwd"] == [stand_in]
+
+
+def test_a_volume_of_the_image_is_a_temporary_directory_or_a_mount_or_refused() -> None:
+    """Docker would have it on the host's disk, without a limit; and below a mount root would make its mount point."""
+    spec = replace(SPEC, mounts=(Mount("/scratch", "/scratch"), Mount("/home", "/home")))
+    made = without_volumes(spec, Image({}, {}, ("/data/", "/scratch", "/tmp")))
+    assert made.temporary == ("/data", "/tmp")
+    assert set(payload(made)["HostConfig"]["Tmpfs"]) == {"/data", "/tmp", "/var/tmp"}
+    with pytest.raises(HostError, match="VOLUME /home/bob, and /home is the hosts'"):
+        without_volumes(spec, Image({}, {}, ("/home/bob",)))
 
 
 def test_what_would_mislead_our_programs_is_kept_for_command() -> None:

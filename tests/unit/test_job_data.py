@@ -293,7 +293,11 @@ def test_a_job_that_the_site_refuses_makes_nothing(
 
 
 def test_a_jobdir_that_one_host_has_is_copied_to_scratch_space_and_back(
-    tree: Path, steps: Steps, site: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    tree: Path,
+    steps: Steps,
+    site: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, jobdir = site(), tree / "local/job"
     jobdir.mkdir(parents=True)
@@ -301,6 +305,9 @@ def test_a_jobdir_that_one_host_has_is_copied_to_scratch_space_and_back(
     variables = environment(tree, JOBDIR=str(jobdir))
     assert cli.is_staged(variables)
     assert not cli.is_staged({**variables, "JOBDIR": f"{tree}/locally"})
+    with monkeypatch.context() as there:
+        there.chdir(jobdir)
+        assert not cli.is_local("")
     assert staging.read_job(variables).inputs == (f"{jobdir}/input",)
     assert staging.read_job(variables).staging.target == str(jobdir)
     assert staging.run_staged(variables) == 0
@@ -435,6 +442,14 @@ def test_another_s_directory_is_no_scratch_space(
     with pytest.raises(PolicyError, match="belongs to uid 4242"):
         scratch.find(tree / "default")
     base.rmdir()
+    # What a link of the user's leads to is the place: the broker is asked about the same.
+    (tree / "elsewhere").mkdir()
+    base.symlink_to(tree / "elsewhere")
+    assert scratch.find(tree / "default").base == str(tree / "elsewhere")
+    os.chown(base, 4242, -1, follow_symlinks=False)
+    with pytest.raises(PolicyError, match="a link of somebody else's"):
+        scratch.find(tree / "default")
+    base.unlink()
     base.symlink_to(base)
     with pytest.raises(PolicyError, match="you have no scratch space"):
         scratch.find(tree / "default")

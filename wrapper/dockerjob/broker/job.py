@@ -331,6 +331,7 @@ class Job:
 
         Raises:
             RegistryError: a host could not get it.
+            PolicyError: the batch system has ended the job meanwhile.
         """
         lacking = self._connections.lacking()
         if not lacking or not self._config.registry:
@@ -340,6 +341,7 @@ class Job:
         def keep_waiting() -> None:
             self._keep_alive()
             self._inbox.check()
+            self._clock.check()
 
         with self._phase("pull"):
             pulls = Pulls(self._config, self._application.image, len(self._hosts), self._connections.argv)
@@ -350,6 +352,8 @@ class Job:
             )
         if failed:
             raise RegistryError(_describe(f"could not get {self._application.image}", failed))
+        # That may have taken long: the job may be over, and its hosts another's.
+        self._prove()
 
     # -- discovery and compute ----------------------------------------------------------
 

@@ -79,12 +79,12 @@ def workdir(facts: Facts) -> Iterator[Finding]:
 
 
 def volumes(facts: Facts) -> Iterator[Finding]:
-    """A volume is a directory on the daemon's disk, in each container anew, and has no limit."""
+    """A volume would be a directory on the daemon's disk without a limit, so jobs have another in its place."""
     if facts.config.volumes:
         yield Finding(
             "volumes",
             "warning",
-            f"VOLUME {' '.join(facts.config.volumes)}: written to each host's disk, without a limit",
+            f"VOLUME {' '.join(facts.config.volumes)}: in jobs an empty directory in memory",
             "make the image without it; what a job keeps belongs into JOBDIR",
         )
 

@@ -83,8 +83,8 @@ with COMMAND=bash it is a shell in node 0.
 Exit status: that of COMMAND, 128+n if signal n ended it.  200..205: the request, the
 site's policy or configuration, discovery, or the wall-clock; 206: results could not be
 copied and stay where they are, 207: inputs could not be copied; 210..212: a host, etcd or
-the network pool, and 213: the batch system, where another try may succeed.  See
-docs/exit-status.md.
+the network pool, 213: the batch system, and 214: the image registry, where another try
+may succeed.  See docs/exit-status.md.
 """.format(
     names=", ".join(SYSTEMS),
     sources="\n".join(f"  {system.title + ':':13}{system.hosts_from}" for system in SYSTEMS.values()),
@@ -128,6 +128,8 @@ def is_staged(environment: Mapping[str, str]) -> bool:
 
 def is_local(jobdir: str, site_file: Path = SITE_FILE) -> bool:
     """Tell whether *jobdir* lies where the site says that each host has a disk of its own."""
+    if not os.path.isabs(jobdir.strip()):
+        return False
     path = os.path.realpath(jobdir.strip()) + "/"
     return any(path.startswith(f"{local.rstrip('/')}/") for local in site_setting(LOCAL, site_file).split())
 

@@ -46,7 +46,7 @@ class Transfer:
         names: files, and directories with all that is in them.
         target: the directory that gets them.
         keep_paths: whether they keep their directories below *root*, or only their last name.
-        follow: whether links that lead out of what is copied become what they lead to.
+        follow: whether links become what they lead to.
     """
 
     label: str
@@ -65,7 +65,7 @@ class Transfer:
         return [
             RSYNC,
             "--recursive",
-            "--links",
+            "--copy-links" if self.follow else "--links",
             "--perms",
             "--times",
             # A file that was cut off is gone on with, and never seen under its own name.
@@ -78,7 +78,6 @@ class Transfer:
             "--from0",
             "--files-from=-",
             "--relative" if self.keep_paths else "--no-relative",
-            *(["--copy-unsafe-links"] if self.follow else []),
             *(["--checksum"] if verify else []),
             "--",
             f"{self.root}/",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pwd
 import shutil
@@ -68,6 +69,10 @@ def find(site_file: Path = SITE_FILE) -> Scratch:
         # In a directory such as /tmp, where everybody may make one.
         if not os.path.lexists(base):
             os.mkdir(base, 0o700)
+        # A link of somebody else's could be led elsewhere at any time.
+        if os.path.islink(base) and os.lstat(base).st_uid not in (0, os.getuid()):
+            raise PermissionError(errno.EPERM, "it is a link of somebody else's", base)
+        base = os.path.realpath(base)
         owner = os.stat(base).st_uid
     except OSError as error:
         raise PolicyError(

@@ -139,6 +139,7 @@ def run_and_bring_out(job: StagedJob, signals: Signals) -> int:
     COMMAND's own exit status comes before what went wrong with its results.
     """
     try:
+        signals.check()
         status = call_broker(job.request)
     except DockerjobError as error:  # it was not even called
         leave(job, error.exit_status)
