@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
         (
             {"application": "nosuch:1"},
             201,
-            "APPLICATION=nosuch:1 is not known here; the nearest of 2: .*openfoam",
+            "APPLICATION=nosuch:1 is not known here; the nearest of 4: .*openfoam",
         ),
         ({"jobdir": "/scratch/missing"}, 201, "No such file.*create it"),
         ({"jobdir": "/etc"}, 202, "JOBDIR=/etc is on no file system"),
