@@ -48,7 +48,7 @@ def test_what_is_beyond_the_policy_is_refused(
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"images": ["site/*"]}, "applications.mpihello:1.image"),
+        ({"images": ["site/*"]}, "applications.foreign:minimal.image"),
         ({"hosts": 0}, "policy.hosts"),
         ({"slots": "many"}, "policy.slots"),
         ({"environment": "A"}, "policy.environment"),
@@ -71,7 +71,7 @@ def test_without_a_registry_an_image_that_is_not_pinned_lets_nobody_in(
 ) -> None:
     site_config("registry")
     site_config("applications", **{"tagged:1": {"image": "mpihello:1"}})
-    check_refused(cluster, broker(cluster, request()), 203, ".image: mpihello:1 is no image id")
+    check_refused(cluster, broker(cluster, request()), 203, ".image: foreign:minimal is no image id")
 
 
 @pytest.mark.parametrize(
