@@ -67,7 +67,7 @@ security: setup ## attacks of ordinary users, in the lab of the whole jobs
 
 soak: setup ## 30 jobs at once, 100 under random kills, much output, Slurm in full; an hour or so
 	@LAB_NAME=test lab/ensure_cluster.sh
-	@LAB_NAME=test DOCKERJOB_SOAK=1 $(BIN)/pytest -s tests/e2e/test_many.py tests/e2e/test_faults.py tests/e2e/test_outages.py tests/e2e/test_slurm.py
+	@LAB_NAME=test DOCKERJOB_SOAK=1 $(BIN)/pytest -s tests/e2e/test_many.py tests/e2e/test_faults.py tests/e2e/test_outages.py tests/e2e/test_slurm.py tests/e2e/test_lsf_front.py
 
 bench: ## measure against the floor, in a lab of its own; writes bench/results.json
 	@lab/bootstrap.sh openfoam openmpi-bin  # pitzDaily is run on the bare hosts, too
