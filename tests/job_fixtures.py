@@ -61,6 +61,12 @@ def cluster() -> Cluster:
         pytest.fail(str(error))
 
 
+@pytest.fixture(scope="module")
+def slurm_is_up(cluster: Cluster) -> None:
+    """Slurm runs on the hosts; before :func:`nothing_left` looks at them, since it mounts what it needs."""
+    cluster.bring_up_slurm()
+
+
 @pytest.fixture
 def nothing_left(cluster: Cluster) -> Iterator[None]:
     """Hosts and etcd hold after the test what they held before it."""

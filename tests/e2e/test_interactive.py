@@ -129,11 +129,6 @@ def test_user_and_site_may_not_want_a_terminal(sits: Sits, site_config: Any) -> 
     assert person.ends() == 202
 
 
-@pytest.fixture(scope="module")
-def slurm_is_up(cluster: Cluster) -> None:
-    cluster.bring_up_slurm()
-
-
 @pytest.mark.usefixtures("slurm_is_up")
 def test_salloc_and_srun_of_slurm(cluster: Cluster) -> None:
     options = ["--nodes=2", "--ntasks-per-node=2", "--nodelist=node1,node2", "--time=5"]

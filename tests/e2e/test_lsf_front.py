@@ -72,11 +72,6 @@ class Front:
         return path.read_text() if path.exists() else ""
 
 
-@pytest.fixture(scope="module")
-def slurm_is_up(cluster: Cluster) -> None:
-    cluster.bring_up_slurm()
-
-
 @pytest.fixture
 def front(cluster: Cluster, slurm_is_up: None, nothing_left: None) -> Iterator[Front]:
     """The commands, without a job of Slurm's before and after."""

@@ -32,11 +32,6 @@ export APPLICATION=mpihello:1 COMMAND='{command}' JOBDIR=/scratch/$USER
 """
 
 
-@pytest.fixture(scope="module")
-def slurm_is_up(cluster: Cluster) -> None:
-    cluster.bring_up_slurm()
-
-
 @pytest.fixture
 def slurm(cluster: Cluster, slurm_is_up: None, nothing_left: None) -> Iterator[Slurm]:
     """Slurm without a job, before and after."""
