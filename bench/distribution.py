@@ -70,12 +70,12 @@ def _publish(cluster: Cluster) -> str:
     (context / "Dockerfile").write_text(f"FROM {address}/{BASE}\nCOPY data /data\n")
     cluster.run(first, "docker", "pull", "--quiet", f"{address}/{BASE}")
     cluster.run(first, "docker", "build", "--quiet", "--tag", NAME, WORK)
-    cluster.run(first, "docker", "save", "--output", f"{WORK}/{NAME}.tar", NAME)
+    cluster.run(first, "docker", "save", "--output", f"{WORK}/image.tar", NAME)
     cluster.run(first, "docker", "rmi", NAME)
     settings = "/etc/dockerjob-registry"
     copy = ["skopeo", "--insecure-policy", "copy", "--quiet", f"--dest-authfile={settings}/writer.json"]
     copy += [f"--dest-cert-dir={settings}/ca", "--dest-compress-level=1"]
-    cluster.run(registry, *copy, f"docker-archive:{WORK}/{NAME}.tar", f"docker://127.0.0.1:5001/{NAME}")
+    cluster.run(registry, *copy, f"docker-archive:{WORK}/image.tar", f"docker://127.0.0.1:5001/{NAME}")
     cluster.run(first, "rm", "-r", WORK)
     config["applications"][NAME] = {"image": NAME}
     # In place: it is the broker's to read, and keeps its owner and mode.
