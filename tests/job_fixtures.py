@@ -21,6 +21,8 @@ import yaml
 from dockerjob_core import names
 from dockerjob_lab.client import CONFIG, Cluster, LabDownError, Outcome
 
+DOCKERJOB = "/share/dockerjob/bin/dockerjob"
+
 LAB_NAME = os.environ.get("LAB_NAME", "test")
 WRAPPER = "/share/bin/hpc_submit_dockerjob"
 
@@ -110,13 +112,17 @@ def site_config(cluster: Cluster) -> Iterator[Any]:
         path.write_text(original)
 
 
-def stored_image(cluster: Cluster, host: str, name: str) -> tuple[str, str]:
-    """Return the name with digest, by which a host has pulled an application's image, and the image's id."""
-    shown = cluster.run(
-        host, "docker", "images", "--no-trunc", "--digests", "--format", "{{.Repository}}@{{.Digest}} {{.ID}}"
-    )
-    [found] = [line.split() for line in shown.splitlines() if f"/{name}@sha256:" in line]
-    return found[0], found[1]
+def listed_images(cluster: Cluster, user: str = "root") -> dict[str, dict[str, Any]]:
+    """Return what ``dockerjob images list`` tells *user*, by application."""
+    argv = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups")
+    told = cluster.run("node1", *argv, DOCKERJOB, "images", "list", "--json")
+    return {image["application"]: image for image in json.loads(told)}
+
+
+def stored_image(cluster: Cluster, host: str, application: str) -> tuple[str, str]:
+    """Return the name with digest of an application's image as it is now, and its id on a host that has it."""
+    reference = listed_images(cluster)[application]["image"]
+    return reference, cluster.run(host, "docker", "inspect", "--format={{.Id}}", reference).strip()
 
 
 @contextlib.contextmanager

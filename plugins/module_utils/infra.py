@@ -5,7 +5,8 @@
 
 The portable infrastructure (agent, Python, ssh server and client, with their own loader and
 libraries) is a directory of the host that the role C(job_infra) brings.  It is mounted read-only
-where the layer would be, so an image needs nothing but its application.
+where the layer would be, so an image needs nothing but its application, and one that has the layer
+gets the agent of the site's version all the same.
 """
 
 from __future__ import annotations
@@ -33,9 +34,22 @@ Python's are no trouble, since the agent's interpreter ignores them (``-I``).
 """
 
 
-def injects(choice: Infra, image: Image) -> bool:
-    """Tell whether the portable infrastructure is used; ``auto`` keeps to the layer of an image that has one."""
-    return choice == "injected" or (choice == "auto" and names.LABEL_INFRA not in image.labels)
+def directory_to_mount(choice: Infra, image: Image, link: str) -> str | None:
+    """Return the host's directory that the node gets mounted, None for the layer of its image.
+
+    ``auto`` is the host's, and the layer only where the host of *link* has none.
+
+    Raises:
+        HostError: the host's is wanted, and there is none.
+    """
+    if choice == "image":
+        return None
+    try:
+        return directory_on_host(link)
+    except HostError:
+        if choice == "auto" and names.LABEL_INFRA in image.labels:
+            return None
+        raise
 
 
 def injected(

@@ -24,7 +24,7 @@ from .cgroup import JobCgroup, Usage, bound_to, permitted_devices, traffic
 from .container import ContainerSpec, Gpus, Limits, Mount, Payload, Ulimit, payload, without_volumes
 from .devices import DeviceRule, Permitted, resolve
 from .errors import HostError
-from .infra import Infra, directory_on_host, injected, injects
+from .infra import Infra, directory_to_mount, injected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -249,8 +249,7 @@ def _for_image(spec: NodeSpec, engine: Engine) -> NodeSpec:
     """Do what the node's image asks for: give it the portable infrastructure if that is the choice, and no volumes."""
     image = engine.image(spec.container.image)
     container = without_volumes(spec.container, image)
-    if injects(spec.infra, image):
-        directory = directory_on_host(spec.infra_directory)
+    if directory := directory_to_mount(spec.infra, image, spec.infra_directory):
         container = injected(container, image, directory, spec.injected_overlays)
     return replace(spec, container=container)
 

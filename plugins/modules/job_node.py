@@ -204,7 +204,8 @@ options:
           - Where the agent, its Python, ssh server and client are from.
           - With V(image) from a layer of the image, with V(injected) from the host, which mounts what the role
             P(hpc.dockerjob.job_infra#role) brought to C(/opt/dockerjob), read-only.
-          - With V(auto) from the layer if the image has one, by its label C(dockerjob.infra), else from the host.
+          - With V(auto) from the host, and where that has none, from the layer if the image has one by its label
+            C(dockerjob.infra).
         type: str
         choices: [auto, image, injected]
         default: image

@@ -150,7 +150,7 @@ class TestHosts:
     def test_an_image_that_one_host_lacks_where_there_is_no_registry(
         self, cluster: Cluster, site_config: Callable[..., None]
     ) -> None:
-        reference, image = stored_image(cluster, "node2", "mpihello")
+        reference, image = stored_image(cluster, "node2", "mpihello:1")
         site_config("applications", **{"mpihello:1": {"image": image}})
         cluster.run("node2", "docker", "rmi", "-f", image)
         try:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from dockerjob_lab.client import Cluster
@@ -34,3 +35,14 @@ def test_job_in_an_image_of_others(cluster: Cluster, image: str) -> None:
     number = variables["DOCKERJOB_JOB"]
     said = [line for index in (0, 1) for line in (f"{number}_node_{index}", f"/bin/sh /bin/sh {number}")]
     assert rest.split("\n") == [*said, "alice", ""]
+
+
+@pytest.mark.parametrize(("infra", "mounted"), [("auto", 2), ("injected", 2), ("image", 0)])
+def test_the_site_says_where_the_infrastructure_is_from(
+    cluster: Cluster, site_config: Any, infra: str, mounted: int
+) -> None:
+    """An image with the layer gets the host's all the same, unless the site says otherwise; MPI runs with both."""
+    site_config("applications", **{"mpihello:1": {"image": "mpihello:1", "infra": infra}})
+    done = cluster.submit(job("mpirun --pernode cat /proc/self/mountinfo; ssh -V"))
+    assert (done.status, done.out.count(" /opt/dockerjob ro,")) == (0, mounted), done.err
+    assert "OpenSSH" in done.err

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,19 @@ def test_job_over_two_nodes(job: JobContainers, portable: Path, image: str) -> N
     # All of this image's own programs are static, so a word of a loader would be one of ours.
     assert image != "foreign:musl" or "preload" not in rest
     assert rest.startswith(f'{first}\nsay "hello" {shell}\n{shell}\0-c\0')
+
+
+@pytest.mark.parametrize("image", FOREIGN)
+def test_the_agents_own_check_finds_it(image_docker: Docker, portable: Path, image: str) -> None:
+    """``dockerjob-agent check`` in such an image, as somebody would call it who wonders whether it fits."""
+    options = ("run", "--rm", "--network", "none", "--user", f"{UID}:{UID}", "--read-only")
+    options += ("--volume", f"{portable}:{names.INFRA_TARGET}:ro", "--tmpfs", "/tmp:mode=1777")
+    agent = f"{names.INFRA_TARGET}/bin/dockerjob-agent"
+    told = image_docker.run(*options, "--entrypoint", agent, image, "check", "--no-application", "--json")
+    found = {finding["name"]: finding for finding in json.loads(told)}
+    for name in ("ssh server", "ssh client", "ssh-keygen", "python", "agent", "entry point"):
+        assert (found[name]["level"], names.INFRA_TARGET in found[name]["detail"]) == ("ok", name != "agent")
+    assert found["bash"]["level"] == ("ok" if image == "foreign:glibc" else "note")
 
 
 def test_image_without_any_shell(job: JobContainers, portable: Path) -> None:

@@ -48,7 +48,13 @@ import json, sys
 from dockerjob.broker.catalogue import catalogue
 from dockerjob.config import Config
 config = Config.model_validate(json.loads(sys.argv[1]))
-print(json.dumps([image.as_dict() for image in catalogue(config, ask_hosts=False)]))
+print(json.dumps([image.as_dict() for image in catalogue(config, {})]))
+"""
+KEPT = """
+import json, sys
+from dockerjob.broker.catalogue import kept_on_hosts
+from dockerjob.config import Config
+print(json.dumps(kept_on_hosts(Config.model_validate(json.loads(sys.argv[1])))))
 """
 LACKS = "import sys; from dockerjob_core.images import lacks; print(lacks(sys.argv[1]))"
 
@@ -378,6 +384,15 @@ def test_pruning_keeps_what_is_wanted_or_used_or_not_the_registry_s(site: Site) 
     finally:
         site.host.docker("rm", container)
         site.host.docker("rmi", used, wanted)
+
+
+def test_what_is_current_is_kept_on_hosts_and_also_what_only_may_be_asked_for(site: Site) -> None:
+    small(site)
+    path, _ = archive(site, "team/kept:2", "kept")
+    site.skopeo("copy", f"docker-archive:{path}", f"docker://{ADDRESS}:{WRITE}/team/kept:2")
+    wanted, keep = json.loads(site.ask(KEPT, "", offer=["team/k*"]))
+    assert wanted == {"small:1": choose(site, "small:1")}
+    assert set(keep) == {wanted["small:1"], f"{SITE}/ghost@", choose(site, "team/kept:2", offer=["team/*"])}
 
 
 def test_an_archive_of_an_image_restores_it(site: Site, tmp_path: Path) -> None:

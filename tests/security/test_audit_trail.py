@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from dockerjob.request import CHECK
 from dockerjob_lab.client import Cluster
 
 from .attack import (
@@ -90,6 +91,18 @@ def test_an_accepted_request_is_a_record_with_its_image_and_hosts(
     filed = last_audit(cluster)
     assert filed.pop("time")
     assert filed == record
+
+
+@pytest.mark.parametrize(("owner", "status", "decision"), [("alice", 0, "accepted"), ("bob", 202, "refused")])
+def test_a_question_before_a_job_is_a_record_that_says_so(
+    cluster: Cluster, owner: str, status: int, decision: str
+) -> None:
+    cluster.record_job(NUMBER, owner, ONE_HOST)
+    before = len(audit_records(cluster))
+    assert broker(cluster, CHECK + json.dumps(request(ONE_HOST)).encode() + b"\n").status == status
+    [record] = audit_records(cluster)[before:]
+    assert (record["decision"], record["user"], record["job"]) == (decision, "alice", str(NUMBER))
+    assert record["application"] == "query check mpihello:1"
 
 
 @pytest.mark.parametrize(

@@ -27,16 +27,29 @@ VERSION = "/opt/dockerjob-infra/0123"
 
 
 @pytest.mark.parametrize(
-    ("choice", "image", "expected"),
+    ("choice", "image", "host_has_it", "injected"),
     [
-        ("auto", PLAIN, True),
-        ("auto", WITH_LAYER, False),
-        ("injected", WITH_LAYER, True),
-        ("image", PLAIN, False),
+        ("auto", PLAIN, True, True),
+        ("auto", WITH_LAYER, True, True),
+        ("auto", WITH_LAYER, False, False),
+        ("injected", WITH_LAYER, True, True),
+        ("image", WITH_LAYER, True, False),
+        ("image", PLAIN, False, False),
     ],
 )
-def test_choice(choice: infra.Infra, image: Image, expected: bool) -> None:
-    assert infra.injects(choice, image) is expected
+def test_choice(choice: infra.Infra, image: Image, host_has_it: bool, injected: bool, tmp_path: Path) -> None:
+    if host_has_it:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/dockerjob-agent").touch()
+    assert infra.directory_to_mount(choice, image, str(tmp_path)) == (str(tmp_path) if injected else None)
+
+
+@pytest.mark.parametrize(
+    ("choice", "image"), [("auto", PLAIN), ("injected", PLAIN), ("injected", WITH_LAYER)]
+)
+def test_choice_that_the_host_can_not_meet(choice: infra.Infra, image: Image, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"cluster_setup\.yml --tags infra"):
+        infra.directory_to_mount(choice, image, str(tmp_path))
 
 
 def test_it_is_mounted_read_only_where_the_layer_would_be() -> None:

@@ -152,7 +152,7 @@ class Application(_Model):
     ``image`` is the id of an image that the hosts have, or what it is called in the site's registry.
     ``hostfile`` is where command lines of this application expect a hostfile, relative
     to JOBDIR, so that a submit script works as it stands.  ``infra`` says where agent, ssh and Python are
-    from: a layer of the image, the host (``injected``), or by ``auto`` the layer if the image has one.
+    from: a layer of the image, the host (``injected``), or by ``auto`` the host if it has them, else the layer.
     """
 
     image: str

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import re
 import ssl
+from collections.abc import Iterable
 from http.client import HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,9 @@ class Registry:
         """Return all that is in the registry, as ``NAME:TAG``."""
         return sorted(f"{name}:{tag}" for name in self._repositories() for tag in self._tags(name))
 
-    def images(self) -> list[RegistryImage]:
-        """Return all that is in the registry, with digests and sizes."""
-        found = (self._image(name) for name in self.names())
+    def images(self, names: Iterable[str]) -> list[RegistryImage]:
+        """Return those of *names* (``NAME:TAG`` or ``NAME@DIGEST``) that are there, with digests and sizes."""
+        found = (self._image(name) for name in names)
         return [image for image in found if image is not None]
 
     def _repositories(self) -> list[str]:

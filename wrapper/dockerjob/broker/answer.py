@@ -11,6 +11,7 @@ import signal
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dockerjob_core import jobtree, names
 from dockerjob_core.errors import PolicyError, RequestError
@@ -19,12 +20,17 @@ from dockerjob_core.kvs import Kvs
 
 from ..config import Config, load_config
 from ..query import Query
+from .account import service_directory
 from .audit import Audit
 from .connections import Connections
 from .identity import caller
+from .shared import shared_answer
 from .status import all_jobs, status_of
 
 EVERYBODY = None
+
+CATALOGUE_AGE = 300
+"""Seconds for which users are told of images what was found for another one."""
 
 
 def answer(query: Query, audit: Audit, environment: Mapping[str, str] = os.environ) -> int:
@@ -38,12 +44,11 @@ def answer(query: Query, audit: Audit, environment: Mapping[str, str] = os.envir
     user = asker(config, environment)
     audit.know(user=user or "root", application=f"query {query.kind}", job=query.job_id)
     if query.kind == "images":
-        from .catalogue import catalogue
-
         audit.accepted()
-        # Asking all hosts is work that a user can't have done as often as they like.
-        found = catalogue(config, ask_hosts=user is EVERYBODY)
-        print(json.dumps([image.as_dict() for image in found]), flush=True)
+        # Asking registry and hosts is work that a user can't have done as often as they like.
+        age = 0 if user is EVERYBODY else CATALOGUE_AGE
+        found = shared_answer(service_directory() / "images.json", age, lambda: list_images(config))
+        print(json.dumps(found), flush=True)
         return 0
     with config.etcd.connect() as kvs:
         if query.kind == "jobs":
@@ -56,6 +61,17 @@ def answer(query: Query, audit: Audit, environment: Mapping[str, str] = os.envir
             print(json.dumps(status_of(kvs, tree).as_dict()), flush=True)
             return 0
     return show_log(config, tree, query)
+
+
+def list_images(config: Config) -> list[dict[str, Any]]:
+    """Ask the registry and all hosts which images there are.
+
+    Raises:
+        RegistryError: the site's registry does not answer.
+    """
+    from .catalogue import ask_all, catalogue
+
+    return [image.as_dict() for image in catalogue(config, ask_all(config))]
 
 
 def asker(config: Config, environment: Mapping[str, str]) -> str | None:

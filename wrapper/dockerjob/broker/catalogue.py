@@ -34,14 +34,14 @@ class ListedImage:
     """One value that APPLICATION can have.
 
     ``image`` is what a job would run in if it were submitted now, empty if there is none; ``size`` is in bytes,
-    of the transfer from the registry, or None.  ``hosts`` is None where the hosts were not asked.
+    of the transfer from the registry, or None.  ``hosts`` are those that said they have it.
     """
 
     application: str
     image: str
     size: int | None
     description: str
-    hosts: tuple[str, ...] | None
+    hosts: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data, for JSON."""
@@ -52,27 +52,29 @@ Facts = Mapping[str, Mapping[str, Any] | Finding]
 """Per host, what it said of itself, or why it said nothing."""
 
 
-def catalogue(config: Config, *, ask_hosts: bool) -> list[ListedImage]:
-    """Return what APPLICATION can be, by name.
+def catalogue(config: Config, facts: Facts) -> list[ListedImage]:
+    """Return what APPLICATION can be, by name; *facts* are of the hosts.
 
     Raises:
         RegistryError: the site's registry does not answer.
     """
-    stored = _registry_images(config)
-    facts = ask_all(config) if ask_hosts else None
-    offered = {name: Application(image=name) for name in stored if is_offered(config, name)}
-    applications = {**offered, **config.applications}
+    applications, stored = dict(config.applications), {}
+    if config.registry:
+        with Registry(config.registry) as registry:
+            applications = {**_offered(config, registry), **applications}
+            names = {item.image for item in applications.values() if in_registry(config, item.image)}
+            stored = {image.name: image for image in registry.images(sorted(names))}
     return [
         _listed(config, name, application, stored, facts)
         for name, application in sorted(applications.items())
     ]
 
 
-def _registry_images(config: Config) -> dict[str, RegistryImage]:
-    if not config.registry:
+def _offered(config: Config, registry: Registry) -> dict[str, Application]:
+    """Return what jobs may ask for though the catalogue doesn't list it."""
+    if not config.registry or not config.registry.offer:
         return {}
-    with Registry(config.registry) as registry:
-        return {image.name: image for image in registry.images()}
+    return {name: Application(image=name) for name in registry.names() if is_offered(config, name)}
 
 
 def _listed(
@@ -80,14 +82,14 @@ def _listed(
     name: str,
     application: Application,
     stored: Mapping[str, RegistryImage],
-    facts: Facts | None,
+    facts: Facts,
 ) -> ListedImage:
     image, size = application.image, None
     if config.registry and in_registry(config, image):
         found = stored.get(image)
         image = reference(config.registry, image, found.digest) if found else ""
         size = found.size if found else None
-    hosts = None if facts is None else tuple(host for host, said in facts.items() if image in images_of(said))
+    hosts = tuple(host for host, said in facts.items() if image in images_of(said))
     return ListedImage(name, image, size, application.description, hosts)
 
 
@@ -122,7 +124,7 @@ def sync(
         return
     if strangers := [host for host in only if host not in config.hosts]:
         raise RequestError(f"{', '.join(strangers)} is not in this cluster")
-    wanted, keep = _wanted(config)
+    wanted, keep = kept_on_hosts(config)
     facts = ask_all(config, only)
     silent = {host: said.detail for host, said in facts.items() if isinstance(said, Finding)}
     failed = {
@@ -141,10 +143,11 @@ def _reasons(failed: Mapping[str, str]) -> str:
     return "; ".join(f"{host}: {why}" for host, why in failed.items())
 
 
-def _wanted(config: Config) -> tuple[dict[str, str], list[str]]:
+def kept_on_hosts(config: Config) -> tuple[dict[str, str], list[str]]:
     """Return the catalogue's images by application, and beginnings of names that must not be removed.
 
     What the registry doesn't have, the hosts may have the only copies of: all of that name are kept.
+    What jobs may ask for is not brought to all hosts, but stays where one has had it pulled.
     """
     assert config.registry  # noqa: S101  # the caller has looked
     wanted, keep = {}, []
@@ -156,6 +159,9 @@ def _wanted(config: Config) -> tuple[dict[str, str], list[str]]:
             if digest := registry.digest(application.image):
                 wanted[name] = reference(config.registry, application.image, digest)
             keep.append(wanted.get(name) or f"{config.registry.address}/{match['name']}@")
+        for name in _offered(config, registry):
+            if digest := registry.digest(name):
+                keep.append(reference(config.registry, name, digest))
     return wanted, keep
 
 

@@ -21,13 +21,14 @@ def check(request: JobRequest, audit: Audit) -> int:
     """Hold *request* against the site's policy and the batch system, create nothing, and return 0.
 
     Raises:
-        DockerjobError: as the job itself would be refused; that is recorded.
+        DockerjobError: as the job itself would be refused.
     """
     config = load_config()
     audit.directory = Path(config.log_directory)
     identity = caller(os.environ, config.minimum_uid, config.minimum_gid)
-    audit.know(user=identity.name, job=request.job_id, application=request.application)
+    audit.know(user=identity.name, job=request.job_id, application=f"query check {request.application}")
     allocation = on_compute_hosts(config.batch, request.allocation)
     check_request(config, dataclasses.replace(request, allocation=allocation))
     prove(config.batch, allocation, identity.name, identity.uid)
+    audit.accepted()
     return 0

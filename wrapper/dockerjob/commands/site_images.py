@@ -20,7 +20,10 @@ MB = 1_000_000
 
 
 def list_images(as_json: JsonOption = False) -> None:
-    """List what APPLICATION can be: tags, sizes, digests; for root and administrators also which hosts have them."""
+    """List what APPLICATION can be: tags, sizes, digests, and which hosts have them.
+
+    What users are told is up to five minutes old; root's and administrators' is of now.
+    """
     found = json.loads(ask(Query("images")))
     if as_json:
         print(json.dumps(found, indent=2))
@@ -29,7 +32,7 @@ def list_images(as_json: JsonOption = False) -> None:
     for image in found:
         size = "" if image["size"] is None else f"{image['size'] / MB:.0f} MB"
         digest = image["image"].rpartition("sha256:")[2][:DIGEST_SHOWN] or "not in the registry"
-        hosts = "" if image["hosts"] is None else ", ".join(image["hosts"]) or "none"
+        hosts = ", ".join(image["hosts"]) or "none"
         table.add_row(image["application"], size, digest, hosts, image["description"])
     Console().print(table if found else "no images")
 
