@@ -41,4 +41,13 @@ def become_service_account() -> None:
 
 def service_directory() -> Path:
     """Directory of the service account where each run of a broker or a reaper has one of its own."""
-    return Path(pwd.getpwuid(os.geteuid()).pw_dir) / "run"
+    return _home() / "run"
+
+
+def cache_directory() -> Path:
+    """Directory of the service account for what can be found again, and may be removed at any time."""
+    return _home() / "cache"
+
+
+def _home() -> Path:
+    return Path(pwd.getpwuid(os.geteuid()).pw_dir)

@@ -20,7 +20,7 @@ from dockerjob_core.kvs import Kvs
 
 from ..config import Config, load_config
 from ..query import Query
-from .account import service_directory
+from .account import cache_directory
 from .audit import Audit
 from .connections import Connections
 from .identity import caller
@@ -47,7 +47,7 @@ def answer(query: Query, audit: Audit, environment: Mapping[str, str] = os.envir
         audit.accepted()
         # Asking registry and hosts is work that a user can't have done as often as they like.
         age = 0 if user is EVERYBODY else CATALOGUE_AGE
-        found = shared_answer(service_directory() / "images.json", age, lambda: list_images(config))
+        found = shared_answer(cache_directory() / "images.json", age, lambda: list_images(config))
         print(json.dumps(found), flush=True)
         return 0
     with config.etcd.connect() as kvs:
