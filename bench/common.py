@@ -71,12 +71,17 @@ def start_wrapper(
 
 
 def on_all(cluster: Cluster, command: str, hosts: Sequence[str] = HOSTS) -> None:
-    """Run a shell's line on all *hosts* at once, over ssh from the first, as the broker's account there."""
+    """Run a shell's line on all *hosts* at once, over ssh from the first, as the broker's account there.
+
+    Raises:
+        RuntimeError: it failed on one.
+    """
     config = yaml.safe_load(cluster.path(hosts[0], CONFIG).read_text())
     settings = config["ansible"]
-    ssh = [
+    ssh = ["pids="]
+    ssh += [
         f"ssh -F none -i {settings['private_key']} -o UserKnownHostsFile={settings['known_hosts']} "
-        f"-o BatchMode=yes {settings['user']}@{config['hosts'][host]['address']} '{command}' >/dev/null &"
+        f"-o BatchMode=yes {settings['user']}@{config['hosts'][host]['address']} '{command}' >/dev/null & pids+=\" $!\""
         for host in hosts
     ]
-    cluster.run(hosts[0], "bash", "-c", "\n".join([*ssh, "wait"]))
+    cluster.run(hosts[0], "bash", "-c", "\n".join([*ssh, "for pid in $pids; do wait $pid || exit; done"]))

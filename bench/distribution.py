@@ -24,6 +24,9 @@ SIZE = 1 << 30
 """Bytes that no compression makes fewer."""
 
 ROUNDS = 3
+PATIENCE = 120
+"""Seconds that a job may take to be gone from all hosts."""
+
 WORK = "/scratch/bench-image"
 
 
@@ -105,6 +108,9 @@ def _job(cluster: Cluster, hosts: list[str]) -> None:
 
 def _outlive_jobs(cluster: Cluster) -> None:
     """Wait until no host has a container of a job."""
+    deadline = time.monotonic() + PATIENCE
     for host in cluster.compute:
         while cluster.run(host, "docker", "ps", "--all", "--quiet", "--filter", f"label={names.LABEL_JOB}"):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{host} still has a container of a job")
             time.sleep(0.2)

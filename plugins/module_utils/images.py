@@ -21,7 +21,7 @@ from .container import DOCKER_HOST
 from .errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from docker import APIClient
 
@@ -128,32 +128,22 @@ def pull(image: str, limit: str, address: str = DOCKER_HOST) -> int:
     return 0
 
 
-def prune(registry: str, older_than: str, *keep: str, address: str = DOCKER_HOST) -> int:
-    """Remove images of *registry* but those of *keep*, and say which in lines of JSON, ``{"removed": DIGEST}``.
+def prune(*digests: str, address: str = DOCKER_HOST) -> int:
+    """Remove images by their names with digest; say which in lines of JSON, ``{"removed": NAME}``.
 
-    What a container uses, in whatever state, the daemon doesn't remove, and neither does this.  Images that
-    were not pulled from the registry stay, as do those built within *older_than* seconds.
-
-    Args:
-        registry: its address.
-        older_than: seconds.
-        keep: beginnings of names with digest, or the whole of them.
+    What a container uses, in whatever state, the daemon doesn't remove, and neither does this.
     """
     try:
         with _daemon(address) as client:
-            for image in stored_images(address):
-                ours = [name for name in image.digests if name.startswith(f"{registry}/")]
-                old = image.created < time.time() - float(older_than)
-                if ours and old and not any(name.startswith(keep) for name in ours):
-                    _remove(client, ours)
+            _remove(client, digests)
     except (HostError, ImportError) as error:
         _say({"error": str(error)})
         return 1
     return 0
 
 
-def _remove(client: APIClient, digests: list[str]) -> None:
-    """Take the image's names from it; without the last one, and unused, it is gone."""
+def _remove(client: APIClient, digests: Sequence[str]) -> None:
+    """Take the images' names from them; without the last one, and unused, an image is gone."""
     from docker.errors import APIError
 
     for digest in digests:

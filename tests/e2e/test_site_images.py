@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from dockerjob_core import jobtree
 from dockerjob_lab.client import Cluster
 from job_fixtures import DOCKERJOB, job, listed_images, refused, running_job, stored_image
 
@@ -64,6 +66,62 @@ def test_an_administrator_keeps_hosts_current(cluster: Cluster) -> None:
         assert f"openfoam:1912: all of {count} hosts have it" in told
         current = {image["image"] for image in listed_images(cluster).values()}
         assert not [word for word in told.split() if word in current]  # in a line "HOST: removed IMAGE"
+
+
+def test_cron_s_line_does_what_it_says(cluster: Cluster) -> None:
+    """What the role has written for cron, run as cron would: as its account, by a shell, without a terminal."""
+    [line] = [
+        line
+        for line in cluster.path("node1", "/etc/cron.d/dockerjob-images").read_text().splitlines()
+        if line[0] != "#"
+    ]
+    *_, account, command = line.split(maxsplit=6)[4:]
+    log = cluster.path("node1", command.rpartition(">>")[2].split()[0])
+    before = len(log.read_text()) if log.exists() else 0
+    with without_image(cluster, "node2"):
+        argv = (
+            "setpriv",
+            f"--reuid={account}",
+            f"--regid={account}",
+            "--init-groups",
+            "env",
+            "-i",
+            "PATH=/usr/bin:/bin",
+        )
+        cluster.run("node1", *argv, "/bin/sh", "-c", command)
+        assert "node2" in listed_images(cluster)["mpihello:1"]["hosts"]
+    assert "mpihello:1: " in log.read_text()[before:]
+
+
+def test_garbage_is_collected_in_the_registry_s_container(cluster: Cluster) -> None:
+    """The writer is back afterwards, also if somebody ends the collection, and two don't collect at once."""
+    before = listed_images(cluster)
+    cluster.run("head", "dockerjob-registry-gc")
+    with pytest.raises(RuntimeError, match="it runs already"):
+        cluster.run("head", "flock", "/run/dockerjob-registry-gc.lock", "dockerjob-registry-gc")
+    cluster.run("head", "timeout", "--signal=TERM", "1", "dockerjob-registry-gc", check=False)
+    writer = ("docker", "inspect", "--format={{.State.Running}}", "dockerjob-registry-writer")
+    assert cluster.run("head", *writer) == "true\n"
+    assert listed_images(cluster) == before
+
+
+def test_an_image_of_a_job_is_not_pruned(cluster: Cluster, site_config: Any) -> None:
+    """Between its pull and its containers only etcd knows that a job needs it."""
+    wanted = listed_images(cluster)
+    reference = wanted["mpihello:1"]["image"]
+    applications = {name: {"image": name} for name in wanted if name != "mpihello:1"}
+    prune = (DOCKERJOB, "images", "sync", "--prune", "--older-than", "0", "--host", "node2")
+    site_config("applications")
+    site_config("applications", **applications)
+    with cluster.kvs() as kvs:
+        record = {"user": "alice", "image": reference, "hosts": ["node2"]}
+        lease, _ = jobtree.create_job_tree(kvs, "987601", 1, 60, record)
+        try:
+            assert f"removed {reference}" not in cluster.run("node1", *prune)
+        finally:
+            jobtree.remove_job_tree(kvs, "987601", lease)
+    assert f"node2: removed {reference}" in cluster.run("node1", *prune)
+    cluster.run("node2", "docker", "pull", "--quiet", reference)
 
 
 def test_users_who_ask_again_and_again_are_told_what_was_found_before(cluster: Cluster) -> None:

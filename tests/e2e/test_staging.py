@@ -57,7 +57,8 @@ def test_a_job_in_scratch_space_gets_its_inputs_and_brings_its_results(cluster: 
     command = """pwd; stat -c "%a %U" .; ls; cat in/deep/seven; echo here >here
 set -- $(cut -d" " -f1 /run/dockerjob/node/hostfile)
 ssh $2 "cd $PWD && cat in/deep/seven && echo there >out.there"
-mkdir -p res/deep; mv here res/deep; mkdir closed; touch closed/x; chmod 500 closed; exit 3"""
+mkdir -p res/deep; mv here res/deep; mkdir closed; touch closed/x; chmod 500 closed
+mkdir -m 300 dark; exit 3"""
     extra = (
         f'cd {CASE}; unset JOBDIR\nexport STAGE_IN="in \'a b\'" STAGE_OUT="out.* res" STAGE_OUT_TO=results'
     )
@@ -86,8 +87,30 @@ ssh $2 "cd $PWD && cat seven && echo there >out.there"; exit 4"""
         assert cluster.run("node1", "ls", own).split() == ["out.there", "seven"]
         assert cluster.run("node2", "ls", "-d", own, check=False) == ""
         assert in_scratch(cluster) == [], done.err
+        cluster.run("node1", "sh", "-c", f"rm {own}/*")
+        done = cluster.submit(job("echo wrote nothing", jobdir=own, extra=f"cd {CASE}"))
+        assert (done.status, done.out) == (0, "wrote nothing\n"), done
+        assert in_scratch(cluster) == [], done.err
     finally:
         cluster.run("node1", "rm", "-r", "/local")
+
+
+def test_results_that_can_not_be_found_stay(cluster: Cluster, case: Path) -> None:
+    command = "mkdir a b; echo 1 >a/x.dat; echo 2 >b/x.dat; chmod 300 b"
+    extra = f"cd {CASE}; unset JOBDIR\nexport STAGE_OUT='**/*.dat'"
+    done = cluster.submit(job(command, slots=1, extra=extra), hosts="node1")
+    (kept,) = in_scratch(cluster)
+    assert done.status == 206, done
+    assert f"STAGE_OUT failed: /scratch/alice/{kept}/b/: Permission denied; the results stay in" in done.err
+    assert cluster.path("node1", f"/scratch/alice/{kept}/b/x.dat").read_text() == "2\n"
+
+
+def test_an_output_file_without_space_costs_no_results(cluster: Cluster, case: Path) -> None:
+    extra = f"cd {CASE}; unset JOBDIR\nexport STAGE_OUT=x STAGE_OUT_TO=results\nexec 2>/dev/full"
+    done = cluster.submit(job("echo 1 >x; exit 3", slots=1, extra=extra), hosts="node1")
+    assert (done.status, done.err) == (3, ""), done
+    assert (case / "results/x").read_text() == "1\n"
+    assert in_scratch(cluster) == []
 
 
 def test_a_failed_stage_out_keeps_the_results_says_where_and_is_made_up_for(

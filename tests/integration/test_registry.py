@@ -48,13 +48,15 @@ import json, sys
 from dockerjob.broker.catalogue import catalogue
 from dockerjob.config import Config
 config = Config.model_validate(json.loads(sys.argv[1]))
-print(json.dumps([image.as_dict() for image in catalogue(config, {})]))
+print(json.dumps([image.as_dict() for image in catalogue(config, lambda _: {})]))
 """
-KEPT = """
+CURRENT = """
 import json, sys
-from dockerjob.broker.catalogue import kept_on_hosts
+from dockerjob.broker.distribution import look_at_registry
 from dockerjob.config import Config
-print(json.dumps(kept_on_hosts(Config.model_validate(json.loads(sys.argv[1])))))
+config = Config.model_validate(json.loads(sys.argv[1]))
+current = look_at_registry(config, config.registry)
+print(json.dumps([dict(current.catalogue), sorted(current.needed), sorted(current.superseded)]))
 """
 LACKS = "import sys; from dockerjob_core.images import lacks; print(lacks(sys.argv[1]))"
 
@@ -276,6 +278,30 @@ def test_the_list_has_sizes_and_digests(site: Site) -> None:
     assert (listed["ghost:1"]["image"], listed["ghost:1"]["size"]) == ("", None)
 
 
+def test_an_image_for_several_platforms_has_the_size_of_these_hosts_own(site: Site) -> None:
+    small(site)
+    kind = "application/vnd.docker.distribution.manifest"
+    raw = site.skopeo("inspect", "--raw", f"docker://{SITE}/small:1")
+    entry = {
+        "mediaType": f"{kind}.v2+json",
+        "size": len(raw),
+        "digest": choose(site, "small:1").partition("@")[2],
+        "platform": {"os": "linux", "architecture": "amd64"},
+    }
+    index = {"schemaVersion": 2, "mediaType": f"{kind}.list.v2+json", "manifests": [entry]}
+    options = (
+        "--request",
+        "PUT",
+        "--header",
+        f"Content-Type: {kind}.list.v2+json",
+        "--data",
+        json.dumps(index),
+    )
+    assert site.curl("small/manifests/several", *options, account="writer", port=WRITE) == "201"
+    listed = {image["application"]: image for image in json.loads(site.ask(LIST, "", offer=["*"]))}
+    assert listed["small:several"]["size"] == listed["small:1"]["size"] > 100_000
+
+
 def test_the_reader_reads_and_nobody_else_does(site: Site) -> None:
     small(site)
     assert site.curl("small/tags/list") == "401"
@@ -367,7 +393,7 @@ def test_an_image_that_is_gone_is_said(site: Site) -> None:
     assert "not found" in done.stdout or "unknown" in done.stdout
 
 
-def test_pruning_keeps_what_is_wanted_or_used_or_not_the_registry_s(site: Site) -> None:
+def test_pruning_removes_what_no_container_uses(site: Site) -> None:
     pulled = []
     for change in ("old", "used", "wanted"):
         small(site, change)
@@ -376,11 +402,9 @@ def test_pruning_keeps_what_is_wanted_or_used_or_not_the_registry_s(site: Site) 
     old, used, wanted = pulled
     container = site.host.docker("create", used, "true")
     try:
-        assert site.program(PRUNE, SITE, "3600", wanted).stdout == ""  # they are not that old
-        assert site.program(PRUNE, SITE, "0", f"{SITE}/small@").stdout == ""
-        done = site.program(PRUNE, SITE, "0", wanted)
+        done = site.program(PRUNE, used, old, f"{SITE}/small@sha256:{'0' * 64}")
         assert (done.returncode, done.stdout) == (0, json.dumps({"removed": old}) + "\n")
-        assert site.program(LACKS, IMAGE).stdout == "False\n"
+        assert site.program(LACKS, wanted).stdout == site.program(LACKS, used).stdout == "False\n"
     finally:
         site.host.docker("rm", container)
         site.host.docker("rmi", used, wanted)
@@ -390,9 +414,11 @@ def test_what_is_current_is_kept_on_hosts_and_also_what_only_may_be_asked_for(si
     small(site)
     path, _ = archive(site, "team/kept:2", "kept")
     site.skopeo("copy", f"docker-archive:{path}", f"docker://{ADDRESS}:{WRITE}/team/kept:2")
-    wanted, keep = json.loads(site.ask(KEPT, "", offer=["team/k*"]))
-    assert wanted == {"small:1": choose(site, "small:1")}
-    assert set(keep) == {wanted["small:1"], f"{SITE}/ghost@", choose(site, "team/kept:2", offer=["team/*"])}
+    catalogue, needed, superseded = json.loads(site.ask(CURRENT, "", offer=["team/k*"]))
+    assert catalogue == {"small:1": choose(site, "small:1")}
+    assert set(needed) == {catalogue["small:1"], choose(site, "team/kept:2", offer=["team/*"])}
+    assert {f"{SITE}/small", f"{SITE}/team/kept"} <= set(superseded)
+    assert f"{SITE}/ghost" not in superseded
 
 
 def test_an_archive_of_an_image_restores_it(site: Site, tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def wrapper(directory: Path, command: str) -> int:
         start_new_session=True,
     )
     assert process.stdin
-    cli._install_handlers(process.stdin)
+    forward = cli._Forward()
+    forward.install()
+    forward.to(process.stdin)
     print(f"broker {process.pid}", flush=True)
     status = terminal.Session(process, partial(cli._send, process.stdin)).run()
     print(f"wrapper ends {status}", flush=True)

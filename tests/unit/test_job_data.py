@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,8 +84,12 @@ def test_what_command_has_removed_or_closed_is_missing_or_named(
         raise PermissionError(13, "Permission denied", path)
 
     assert staging.find_results(str(tree / "gone"), (".",)) == ((), ["."])
+    (tree / "empty").mkdir()
+    assert staging.find_results(str(tree / "empty"), (".", "./", "*")) == ((), ["*"])
     monkeypatch.setattr(os, "listdir", closed)
-    with pytest.raises(StageOutError, match=r"STAGE_OUT failed: .*/job: Permission denied"):
+    with pytest.raises(
+        StageOutError, match=r"STAGE_OUT failed: .*/job/\.: Permission denied; the results stay in .*/job"
+    ):
         staging.find_results(str(tree / "job"), (".",))
     with pytest.raises(RequestError, match=r"STAGE_IN: .*/case/: Permission denied"):
         inputs(tree, "case/")
@@ -92,7 +98,7 @@ def test_what_command_has_removed_or_closed_is_missing_or_named(
 def test_a_broker_that_can_not_be_called_leaves_no_scratch_space(
     tree: Path, steps: Steps, site: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_request: JobRequest) -> int:
+    def fail(_request: JobRequest, *, proven: bool) -> int:
         raise ConfigError("can't start sudo")
 
     base = site()
@@ -141,10 +147,10 @@ def test_what_can_not_be_copied_is_refused_by_name(tree: Path, changes: dict[str
         staging.read_job(environment(tree, **changes))
 
 
-def test_check_says_what_would_be_copied(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_says_what_would_be_copied(tree: Path, capfd: pytest.CaptureFixture[str]) -> None:
     asked = environment(tree, STAGE_IN="x?", STAGE_OUT="*", STAGE_OUT_TO="results")
     assert staging.main(asked, check=True, stage_out=False) == 0
-    assert capsys.readouterr().out.splitlines() == [
+    assert capfd.readouterr().out.splitlines() == [
         "job 102: openfoam:1912 on node1 (2 slots), node2 (2 slots)",
         f"STAGE_IN: 2 paths to {tree}/job; STAGE_OUT to {tree}/submit/results",
     ]
@@ -188,7 +194,7 @@ def test_the_first_complaint_of_rsync_s_is_passed_on_in_one_line(messages: bytes
 
 
 def test_progress_is_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress("STAGE_IN")
     step = b"\r     32,768  12%   10.00MB/s    0:00:01\r  1,234,567  45%   10.21MB/s    0:00:12 (xfr#1, to-chk=1/3)"
@@ -197,19 +203,19 @@ def test_progress_is_a_line_now_and_then(
     progress.take(step)
     progress.take(b"nothing of the kind")
     progress.end()
-    assert capsys.readouterr().err == (
+    assert capfd.readouterr().err == (
         "hpc_submit_dockerjob: STAGE_IN: 45% done, 1,234,567 bytes, 10.21MB/s\n"
     )
 
 
 def test_progress_on_a_terminal_stays_in_place(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(os, "isatty", lambda number: number == 2)
     progress = Progress("STAGE_OUT")
     progress.take(b"  1,000  45%   10.21MB/s")
     progress.end()
-    written = capsys.readouterr().err
+    written = capfd.readouterr().err
     assert (written[0], written[-1], written.count("\n")) == ("\r", "\n", 1)
 
 
@@ -231,7 +237,8 @@ class Steps:
         self.done.append("ask")
         return self.refusal
 
-    def run(self, request: JobRequest) -> int:
+    def run(self, request: JobRequest, *, proven: bool) -> int:
+        assert proven == ("ask" in self.done)
         self.done.append("run")
         self.jobdir = Path(request.jobdir)
         if self.writes:
@@ -296,7 +303,7 @@ def test_a_jobdir_that_one_host_has_is_copied_to_scratch_space_and_back(
     tree: Path,
     steps: Steps,
     site: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, jobdir = site(), tree / "local/job"
@@ -313,7 +320,7 @@ def test_a_jobdir_that_one_host_has_is_copied_to_scratch_space_and_back(
     assert staging.run_staged(variables) == 0
     assert steps.done == ["ask", "STAGE_IN", "run", "STAGE_OUT"]
     assert steps.jobdir.parent == base
-    assert f"to {jobdir}" in capsys.readouterr().err
+    assert f"to {jobdir}" in capfd.readouterr().err
     only = staging.read_job({**variables, "STAGE_OUT": "result", "STAGE_OUT_TO": "out"}).staging
     assert (only.results, only.target) == (("result",), f"{tree}/submit/out")
 
@@ -348,7 +355,7 @@ def test_results_that_can_not_be_copied_stay_and_it_is_said_where(
     tree: Path,
     steps: Steps,
     site: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     fails: str | DockerjobError,
     error: type[DockerjobError],
     status: int,
@@ -358,18 +365,18 @@ def test_results_that_can_not_be_copied_stay_and_it_is_said_where(
     with pytest.raises(error) as caught:
         staging.run_staged(in_scratch(tree))
     assert caught.value.exit_status == status
-    said = f"{capsys.readouterr().err}{caught.value}"
+    said = f"{capfd.readouterr().err}{caught.value}"
     assert f"the results stay in {steps.jobdir}; " in said
     assert (steps.jobdir / "result").read_text() == "valuable"
     # COMMAND's own exit status comes first, and they stay all the same.
     steps.status = 3
     assert staging.run_staged(in_scratch(tree)) == 3
-    assert f"the results stay in {steps.jobdir}; " in capsys.readouterr().err
+    assert f"the results stay in {steps.jobdir}; " in capfd.readouterr().err
     assert (steps.jobdir / "result").exists()
 
 
 def test_a_result_that_is_missing_is_an_error_of_a_job_that_went_well(
-    tree: Path, steps: Steps, site: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    tree: Path, steps: Steps, site: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     base, steps.writes = site(), "other"
     with pytest.raises(StageOutError, match="nothing in JOBDIR matches result"):
@@ -377,7 +384,7 @@ def test_a_result_that_is_missing_is_an_error_of_a_job_that_went_well(
     assert (steps.jobdir / "other").exists()
     steps.status, kept = 210, set(base.iterdir())
     assert staging.run_staged(in_scratch(tree)) == 210
-    assert "STAGE_OUT: nothing in JOBDIR matches result" in capsys.readouterr().err
+    assert "STAGE_OUT: nothing in JOBDIR matches result" in capfd.readouterr().err
     assert set(base.iterdir()) == kept
 
 
@@ -406,6 +413,29 @@ def test_sudo_s_refusal_is_told_from_the_broker_s(monkeypatch: pytest.MonkeyPatc
         cli.check_refusal(1)
     monkeypatch.setattr(cli, "broker_argv", lambda *_options: ["true"])
     assert (cli.check_refusal(1), cli.check_refusal(202)) == (1, 202)
+    # A directory service that hangs has refused nothing.
+    monkeypatch.setattr(cli, "broker_argv", lambda *_options: ["sleep", "60"])
+    monkeypatch.setattr(cli, "SUDO_PATIENCE", 0.1)
+    assert cli.check_refusal(1) == 1
+
+
+def test_a_signal_that_comes_before_the_broker_is_there_reaches_it() -> None:
+    previous = {number: signal.getsignal(number) for number in cli.FORWARDED}
+    forward = cli._Forward()
+    reader, writer = os.pipe()
+    try:
+        forward.install()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with os.fdopen(writer, "wb") as pipe, os.fdopen(reader) as told:
+            forward.to(pipe)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            lines = [json.loads(told.readline())["signal"] for _ in range(3)]
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    # Of two that wait at once the system delivers the lower number first.
+    assert lines == [signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2]
 
 
 # -- scratch space -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import os
 import re
 import ssl
 from collections.abc import Iterable
@@ -121,6 +122,8 @@ class Registry:
         if not digest or not match:
             return None
         manifest = self._json(f"{match['name']}/manifests/{digest}") or {}
+        if own := next(filter(_is_of_these_hosts, manifest.get("manifests", ())), None):
+            manifest = self._json(f"{match['name']}/manifests/{own['digest']}") or {}
         parts = [manifest.get("config", {}), *manifest.get("layers", ())]
         return RegistryImage(name, digest, sum(int(part.get("size", 0)) for part in parts))
 
@@ -154,6 +157,13 @@ class Registry:
                 f"registry {self._address} refused /v2/{path}: {answer.status} {answer.reason}"
             )
         return answer, body
+
+
+def _is_of_these_hosts(entry: dict[str, Any]) -> bool:
+    """Tell whether an entry of an index (of images for several platforms) is for Linux on this machine's processor."""
+    platform = entry.get("platform", {})
+    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+    return bool(platform.get("os") == "linux" and platform.get("architecture") == architecture)
 
 
 def reference(settings: RegistrySettings, image: str, digest: str) -> str:

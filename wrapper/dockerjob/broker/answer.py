@@ -71,7 +71,7 @@ def list_images(config: Config) -> list[dict[str, Any]]:
     """
     from .catalogue import ask_all, catalogue
 
-    return [image.as_dict() for image in catalogue(config, ask_all(config))]
+    return [image.as_dict() for image in catalogue(config, ask_all)]
 
 
 def asker(config: Config, environment: Mapping[str, str]) -> str | None:

@@ -33,6 +33,7 @@ def shared_answer(path: Path, age: float, find: Callable[[], Any]) -> Any:
     Raises:
         HostError: somebody else has been waiting for it too long.
     """
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "r+") as file:
         _lock(file)

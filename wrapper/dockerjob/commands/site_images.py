@@ -51,12 +51,12 @@ def sync(
 ) -> None:
     """Bring the current images of all applications from the site's registry to the hosts.
 
-    With --prune images go that no application means any more, but none that a container uses, and none of
-    a name that the registry doesn't have. For root and the service account, on a submit host; the role
+    With --prune images go that no application means any more, but none that a job or a container uses, and
+    none of a name that the registry doesn't have. For root and the service account, on a submit host; the role
     submit_host has cron call it. Exit status 210 or 214 if a host is not as it should be.
     """
     from ..broker.account import become_service_account
-    from ..broker.catalogue import sync as bring
+    from ..broker.distribution import sync as bring
     from ..config import load_config
 
     become_service_account()

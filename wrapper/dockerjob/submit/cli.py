@@ -11,6 +11,7 @@ system's files; nothing is copied on the way here, except at a terminal, see :mo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -34,6 +35,9 @@ LOCAL = "DOCKERJOB_LOCAL"
 
 SUDO_REFUSES = 1
 """Exit status of sudo(8) when it refuses; COMMAND's may be the same."""
+
+SUDO_PATIENCE = 30
+"""Seconds that sudo may take to say whether it refuses."""
 
 FORWARDED = (
     signal.SIGINT,
@@ -115,9 +119,25 @@ def main() -> None:
             sys.exit(0)
         status = call_broker(request)
     except DockerjobError as error:
-        print(f"hpc_submit_dockerjob: {error}", file=sys.stderr)
+        say(str(error))
         status = error.exit_status
     sys.exit(status)
+
+
+def say(text: str) -> None:
+    """Write one line for the user on standard error."""
+    write_error(f"hpc_submit_dockerjob: {text}\n")
+
+
+def write_error(text: str) -> None:
+    """Write on standard error as it is, if that can be.
+
+    On a full disk or a terminal that is gone it can't, which must cost nobody results or the exit status.
+    Not by ``print``: what Python can't write at the end makes the exit status 120.
+    """
+    if sys.stderr:  # else the descriptor is another file's
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
 
 
 def is_staged(environment: Mapping[str, str]) -> bool:
@@ -206,8 +226,10 @@ def parse_wall_clock(text: str) -> int | None:
     return (int(match[1] or 0) * 60 + int(match[2])) * 60
 
 
-def call_broker(request: JobRequest) -> int:
+def call_broker(request: JobRequest, *, proven: bool = False) -> int:
     """Run the broker through sudo, pass signals on to it, and return its exit status.
+
+    Once it is *proven* that sudo lets the user call the broker, a status that could be sudo's is COMMAND's.
 
     The broker gets a session of its own: a signal to this process group reaches it once,
     through us, and if we are killed it sees the end of its input and takes the job down.
@@ -217,6 +239,8 @@ def call_broker(request: JobRequest) -> int:
         from . import terminal
 
         stdout, stderr = terminal.streams()
+    forward = _Forward()
+    forward.install()
     try:
         process = subprocess.Popen(
             broker_argv(), stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=True
@@ -225,10 +249,10 @@ def call_broker(request: JobRequest) -> int:
         raise ConfigError(f"can't start {SUDO}: {error.strerror}") from error
     pipe = process.stdin
     assert pipe is not None  # noqa: S101  # stdin=PIPE
-    _install_handlers(pipe)
     _send(pipe, request.to_json())
+    forward.to(pipe)
     code = terminal.Session(process, partial(_send, pipe)).run() if request.terminal else process.wait()
-    return check_refusal(_exit_status(code))
+    return _exit_status(code) if proven else check_refusal(_exit_status(code))
 
 
 def broker_argv(*options: str) -> list[str]:
@@ -243,7 +267,7 @@ def check_refusal(status: int) -> int:
     Raises:
         ConfigError: it is sudo's, which does not let this user call the broker.
     """
-    if status == SUDO_REFUSES and subprocess.run(broker_argv("-l"), capture_output=True).returncode:
+    if status == SUDO_REFUSES and not _may_call():
         raise ConfigError(
             f"sudo does not let you call the broker on {os.uname().nodename}; "
             "is this a submit host? cluster_setup.yml installs the rule"
@@ -251,13 +275,37 @@ def check_refusal(status: int) -> int:
     return status
 
 
-def _install_handlers(pipe: IO[bytes]) -> None:
-    def forward(number: int, _frame: FrameType | None) -> None:
-        # One short write to a pipe: atomic, so the handler may run in the midst of anything.
-        _send(pipe, json.dumps({"signal": number}).encode() + b"\n")
+def _may_call() -> bool:
+    """Ask sudo, which may have to ask a directory service; one that doesn't answer has not refused."""
+    try:
+        return not subprocess.run(broker_argv("-l"), capture_output=True, timeout=SUDO_PATIENCE).returncode
+    except subprocess.TimeoutExpired:
+        return True
 
-    for number in FORWARDED:
-        signal.signal(number, forward)
+
+class _Forward:
+    """Passes signals on to the broker; those that come before it is there wait for it."""
+
+    def __init__(self) -> None:
+        self._early: list[int] = []
+        self._pipe: IO[bytes] | None = None
+
+    def install(self) -> None:
+        for number in FORWARDED:
+            signal.signal(number, self._take)
+
+    def to(self, pipe: IO[bytes]) -> None:
+        """Pass on what has come and what comes; the request has been sent."""
+        self._pipe = pipe
+        while self._early:
+            self._take(self._early.pop(0), None)
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        if self._pipe is None:
+            self._early.append(number)
+        else:
+            # One short write to a pipe: atomic, so the handler may run in the midst of anything.
+            _send(self._pipe, json.dumps({"signal": number}).encode() + b"\n")
 
 
 def _send(pipe: IO[bytes], line: bytes) -> None:

@@ -14,13 +14,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from types import FrameType
 from typing import IO
 
 from dockerjob_core import names
 from dockerjob_core.errors import ConfigError, StoppedError
+
+from .cli import write_error
 
 RSYNC = "/usr/bin/rsync"
 
@@ -166,7 +167,7 @@ class Progress:
     def __init__(self, label: str) -> None:
         """*label* begins each line."""
         self._label = label
-        self._live = sys.stderr.isatty()
+        self._live = os.isatty(2)
         self._shown = time.monotonic()
         self._said = False
 
@@ -178,14 +179,13 @@ class Progress:
         self._shown = time.monotonic()
         done, share, speed = (text.decode() for text in steps[-1])
         line = f"hpc_submit_dockerjob: {self._label}: {share} done, {done} bytes, {speed}"
-        sys.stderr.write(f"\r{line}\033[K" if self._live else f"{line}\n")
-        sys.stderr.flush()
+        write_error(f"\r{line}\033[K" if self._live else f"{line}\n")
         self._said = True
 
     def end(self) -> None:
         """Leave a terminal's line that was shown in place."""
         if self._live and self._said:
-            sys.stderr.write("\n")
+            write_error("\n")
 
 
 def copy(transfer: Transfer, signals: Signals) -> str:

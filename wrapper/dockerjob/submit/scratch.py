@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from dockerjob_core import names
-from dockerjob_core.errors import ConfigError, PolicyError, RequestError
+from dockerjob_core.errors import ConfigError, PolicyError, RequestError, StageInError
 
 from ..schedulers import SITE_FILE, site_setting
 
@@ -36,12 +36,14 @@ class Scratch:
         """Make the directory of a job, which is the user's alone, and return its path.
 
         Raises:
-            RequestError: it can't be made; the message says why, for one that the quota is used up.
+            StageInError: it can't be made; the message says why, for one that the quota is used up.
         """
         try:
             return tempfile.mkdtemp(prefix=names.scratch_prefix(job_id), dir=self.base)
         except OSError as error:
-            raise RequestError(f"can't make scratch space in {self.base}: {error.strerror}") from error
+            raise StageInError(
+                f"can't make scratch space in {self.base}: {error.strerror}; COMMAND was not started"
+            ) from error
 
     def keeps(self, status: int) -> bool:
         """Tell whether the directory of a job that ended with *status* stays."""
@@ -86,10 +88,17 @@ def find(site_file: Path = SITE_FILE) -> Scratch:
 def remove(directory: str) -> str:
     """Remove a job's directory with all that is in it; return why that failed, empty if it did not."""
     try:
-        for base, _, _ in os.walk(directory):
-            if not os.access(base, os.W_OK | os.X_OK):
-                os.chmod(base, 0o700)
+        _open(directory)
+        for base, directories, _ in os.walk(directory):
+            for name in directories:
+                _open(os.path.join(base, name))
         shutil.rmtree(directory)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return ""
+
+
+def _open(directory: str) -> None:
+    """Make a directory of the user's one that can be listed and emptied, before it is entered."""
+    if not os.path.islink(directory) and not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        os.chmod(directory, 0o700)

@@ -14,10 +14,16 @@ import glob
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 
-from dockerjob_core.errors import DockerjobError, RequestError, StageInError, StageOutError, StoppedError
+from dockerjob_core.errors import (
+    ConfigError,
+    DockerjobError,
+    RequestError,
+    StageInError,
+    StageOutError,
+    StoppedError,
+)
 
 from ..request import CHECK, JobRequest
 from . import scratch
@@ -29,6 +35,7 @@ from .cli import (
     is_local,
     request_from_environment,
     resolve_jobdir,
+    say,
     terminal_of,
 )
 from .rsync import Signals, Transfer, copy
@@ -140,10 +147,12 @@ def run_and_bring_out(job: StagedJob, signals: Signals) -> int:
     """
     try:
         signals.check()
-        status = call_broker(job.request)
+        status = call_broker(job.request, proven=True)
     except DockerjobError as error:  # it was not even called
         leave(job, error.exit_status)
         raise
+    # What came meanwhile was the job's, and the broker has it.
+    signals = Signals()
     signals.install()
     try:
         bring_out(job.request.jobdir, job.staging, signals, complete=not status)
@@ -235,14 +244,36 @@ def find_results(jobdir: str, patterns: tuple[str, ...]) -> tuple[tuple[str, ...
     """Return the paths in JOBDIR that STAGE_OUT names, and the patterns that match nothing.
 
     Raises:
-        StageOutError: JOBDIR can't be read, or is not there any more.
+        StageOutError: JOBDIR or a directory to be searched can't be read, or is not there any more.
     """
     try:
+        for pattern in patterns:
+            _see_that_all_is_found(jobdir, pattern)
         found = {pattern: [*_matches(jobdir, pattern, open_directories=False)] for pattern in patterns}
     except OSError as error:
-        raise StageOutError(f"STAGE_OUT failed: {jobdir}: {error.strerror}") from error
+        where = error.filename or jobdir
+        raise StageOutError(
+            f"STAGE_OUT failed: {where}: {error.strerror}; the results stay in {jobdir}"
+        ) from error
     paths = dict.fromkeys(path for matches in found.values() for path in matches)
-    return tuple(paths), [pattern for pattern, matches in found.items() if not matches]
+    # All of an empty JOBDIR is nothing, and not missing.
+    empty = "." if os.path.isdir(jobdir) else None
+    missing = [name for name, matches in found.items() if not matches and os.path.normpath(name) != empty]
+    return tuple(paths), missing
+
+
+def _see_that_all_is_found(root: str, pattern: str) -> None:
+    """Raise an OSError for a directory that *pattern* has searched, and that can't be read: glob skips it."""
+    if os.path.lexists(os.path.join(root, pattern)):
+        return
+    searched = pattern
+    while searched:
+        searched, last = os.path.split(searched)
+        if glob.has_magic(last):
+            for path in (
+                glob.iglob(os.path.join(searched, ""), root_dir=root, recursive=True) if searched else [""]
+            ):
+                os.scandir(os.path.join(root, path)).close()
 
 
 def _matches(root: str, pattern: str, *, open_directories: bool) -> Iterator[str]:
@@ -297,8 +328,16 @@ def _is_below(path: str, directory: str) -> bool:
 
 
 def would_refuse(request: JobRequest) -> int:
-    """Ask the broker whether it would take the job; return the exit status if not, and it has said why."""
-    done = subprocess.run(broker_argv(), input=CHECK + request.to_json(), start_new_session=True, check=False)
+    """Ask the broker whether it would take the job; return the exit status if not, and it has said why.
+
+    Raises:
+        ConfigError: there is no sudo, or it refuses.
+    """
+    argv = broker_argv()
+    try:
+        done = subprocess.run(argv, input=CHECK + request.to_json(), start_new_session=True, check=False)
+    except OSError as error:
+        raise ConfigError(f"can't start {argv[0]}: {error.strerror}") from error
     return check_refusal(done.returncode)
 
 
@@ -374,8 +413,3 @@ def leave(job: StagedJob, status: int) -> None:
 
 def _count(paths: tuple[str, ...]) -> str:
     return f"{len(paths)} path{'' if len(paths) == 1 else 's'}"
-
-
-def say(text: str) -> None:
-    """Write one line for the user on standard error."""
-    print(f"hpc_submit_dockerjob: {text}", file=sys.stderr, flush=True)
