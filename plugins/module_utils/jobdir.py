@@ -13,7 +13,6 @@ container sees its two halves as mounts.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import stat
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from . import command, names
 from .errors import HostError
+from .locks import lock_within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -154,18 +154,8 @@ class JobDirectory:
             os.close(directory)
 
     def _lock(self, directory: int) -> None:
-        deadline = time.monotonic() + LOCK_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise HostError(
-                        f"another run is still at work on job {self.job_id} after {LOCK_TIMEOUT} s"
-                    ) from None
-                time.sleep(0.02)
-            else:
-                return
+        if not lock_within(directory, LOCK_TIMEOUT):
+            raise HostError(f"another run is still at work on job {self.job_id} after {LOCK_TIMEOUT} s")
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dockerjob_core.errors import HostError
+from dockerjob_core.locks import lock_within
 
 PATIENCE = 120.0
 """Seconds to wait for an answer that somebody else's question is being found for."""
@@ -36,7 +36,8 @@ def shared_answer(path: Path, age: float, find: Callable[[], Any]) -> Any:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "r+") as file:
-        _lock(file)
+        if not lock_within(descriptor, PATIENCE):
+            raise HostError("the hosts are slow to answer another question; try again later")
         # A time in the future is a clock that was put back.
         if age and 0 <= time.time() - os.fstat(descriptor).st_mtime <= age:
             try:
@@ -47,14 +48,3 @@ def shared_answer(path: Path, age: float, find: Callable[[], Any]) -> Any:
         file.truncate()
         json.dump(answer, file)
         return answer
-
-
-def _lock(file: IO[str]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise HostError("the hosts are slow to answer another question; try again later") from None
-        time.sleep(0.1)
