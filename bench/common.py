@@ -78,10 +78,11 @@ def on_all(cluster: Cluster, command: str, hosts: Sequence[str] = HOSTS) -> None
     """
     config = yaml.safe_load(cluster.path(hosts[0], CONFIG).read_text())
     settings = config["ansible"]
-    ssh = ["pids="]
-    ssh += [
+    ssh = [
         f"ssh -F none -i {settings['private_key']} -o UserKnownHostsFile={settings['known_hosts']} "
         f"-o BatchMode=yes {settings['user']}@{config['hosts'][host]['address']} '{command}' >/dev/null & pids+=\" $!\""
         for host in hosts
     ]
-    cluster.run(hosts[0], "bash", "-c", "\n".join([*ssh, "for pid in $pids; do wait $pid || exit; done"]))
+    cluster.run(
+        hosts[0], "bash", "-c", "\n".join(["pids=", *ssh, "for pid in $pids; do wait $pid || exit; done"])
+    )

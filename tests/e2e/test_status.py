@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 from dockerjob_lab.client import Cluster
-from job_fixtures import running_job, service_stopped, wait_until
+from job_fixtures import DOCKERJOB, running_job, service_stopped, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("nothing_left")]
 
 NUMBER = "988201"
-DOCKERJOB = "/share/dockerjob/bin/dockerjob"
 
 
 def dockerjob(cluster: Cluster, user: str, *words: str) -> subprocess.CompletedProcess[str]:

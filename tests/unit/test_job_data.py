@@ -98,7 +98,7 @@ def test_what_command_has_removed_or_closed_is_missing_or_named(
 def test_a_broker_that_can_not_be_called_leaves_no_scratch_space(
     tree: Path, steps: Steps, site: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_request: JobRequest, *, proven: bool) -> int:
+    def fail(_request: JobRequest) -> int:
         raise ConfigError("can't start sudo")
 
     base = site()
@@ -237,8 +237,11 @@ class Steps:
         self.done.append("ask")
         return self.refusal
 
-    def run(self, request: JobRequest, *, proven: bool) -> int:
-        assert proven == ("ask" in self.done)
+    def ask_sudo(self, _status: int) -> int:
+        raise AssertionError("sudo has let the user ask, and its word at the end must not cost results")
+
+    def run(self, request: JobRequest) -> int:
+        assert "ask" in self.done
         self.done.append("run")
         self.jobdir = Path(request.jobdir)
         if self.writes:
@@ -260,6 +263,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     monkeypatch.setattr(staging, "would_refuse", steps.ask)
     monkeypatch.setattr(staging, "call_broker", steps.run)
     monkeypatch.setattr(staging, "copy", steps.copy)
+    for module in (cli, staging):
+        monkeypatch.setattr(module, "check_refusal", steps.ask_sudo)
     monkeypatch.setattr(Signals, "install", lambda _self: None)
     return steps
 

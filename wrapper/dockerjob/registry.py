@@ -162,7 +162,8 @@ class Registry:
 def _is_of_these_hosts(entry: dict[str, Any]) -> bool:
     """Tell whether an entry of an index (of images for several platforms) is for Linux on this machine's processor."""
     platform = entry.get("platform", {})
-    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+    machine = os.uname().machine
+    architecture = {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
     return bool(platform.get("os") == "linux" and platform.get("architecture") == architecture)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..config import Application, Config
 from ..registry import Registry, RegistryImage, reference
 from .connections import PARALLEL
 from .doctor import Finding, ask_host
-from .policy import in_registry, is_offered
+from .policy import in_registry, offered_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,6 @@ def catalogue(config: Config, ask_hosts: Callable[[Config], Facts]) -> list[List
         _listed(config, name, application, stored, facts)
         for name, application in sorted(applications.items())
     ]
-
-
-def offered_names(config: Config, names: Iterable[str]) -> list[str]:
-    """Return those *names* of the registry that jobs may ask for though the catalogue doesn't list them."""
-    return [name for name in names if is_offered(config, name)]
 
 
 def _listed(

@@ -19,10 +19,10 @@ from dockerjob_core.errors import HostError, RegistryError, RequestError
 
 from ..config import Config, RegistrySettings
 from ..registry import NAME_TAG, Registry, reference
-from .catalogue import Facts, ask_all, images_of, offered_names, stored_on
+from .catalogue import Facts, ask_all, images_of, stored_on
 from .connections import PARALLEL, Connections
 from .doctor import Finding
-from .policy import in_registry
+from .policy import in_registry, offered_names
 from .pulls import Pulls
 
 PRUNE_LIMIT = 600

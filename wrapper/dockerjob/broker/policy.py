@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
@@ -76,6 +77,11 @@ def is_offered(config: Config, name: str) -> bool:
     )
 
 
+def offered_names(config: Config, names: Iterable[str]) -> list[str]:
+    """Return those of the registry's *names* for which :func:`is_offered` holds."""
+    return [name for name in names if is_offered(config, name)]
+
+
 def unknown_application(config: Config, name: str) -> RequestError:
     """Say that there is no such application, and which ones have the nearest names."""
     known = set(config.applications)
@@ -83,7 +89,7 @@ def unknown_application(config: Config, name: str) -> RequestError:
         from ..registry import Registry
 
         with contextlib.suppress(RegistryError), Registry(config.registry) as registry:
-            known.update(offered for offered in registry.names() if is_offered(config, offered))
+            known.update(offered_names(config, registry.names()))
     nearest = ", ".join(difflib.get_close_matches(name, sorted(known), n=3, cutoff=0)) or "none"
     return RequestError(
         f"APPLICATION={name} is not known here; the nearest of {len(known)}: {nearest}; "

@@ -117,7 +117,7 @@ def main() -> None:
         if arguments.check:
             print(f"job {request.allocation.job_id}: {request.application} on {describe_hosts(request)}")
             sys.exit(0)
-        status = call_broker(request)
+        status = check_refusal(call_broker(request))
     except DockerjobError as error:
         say(str(error))
         status = error.exit_status
@@ -226,13 +226,10 @@ def parse_wall_clock(text: str) -> int | None:
     return (int(match[1] or 0) * 60 + int(match[2])) * 60
 
 
-def call_broker(request: JobRequest, *, proven: bool = False) -> int:
-    """Run the broker through sudo, pass signals on to it, and return its exit status.
+def call_broker(request: JobRequest) -> int:
+    """Run the broker through sudo, pass signals on to it, and return the exit status.
 
-    Once it is *proven* that sudo lets the user call the broker, a status that could be sudo's is COMMAND's.
-
-    The broker gets a session of its own: a signal to this process group reaches it once,
-    through us, and if we are killed it sees the end of its input and takes the job down.
+    It may be sudo's: see :func:`check_refusal`.
     """
     stdout, stderr = None, None
     if request.terminal:
@@ -241,18 +238,30 @@ def call_broker(request: JobRequest, *, proven: bool = False) -> int:
         stdout, stderr = terminal.streams()
     forward = _Forward()
     forward.install()
-    try:
-        process = subprocess.Popen(
-            broker_argv(), stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=True
-        )
-    except OSError as error:
-        raise ConfigError(f"can't start {SUDO}: {error.strerror}") from error
+    process = start_broker(stdout, stderr)
     pipe = process.stdin
     assert pipe is not None  # noqa: S101  # stdin=PIPE
     _send(pipe, request.to_json())
     forward.to(pipe)
     code = terminal.Session(process, partial(_send, pipe)).run() if request.terminal else process.wait()
-    return _exit_status(code) if proven else check_refusal(_exit_status(code))
+    return _exit_status(code)
+
+
+def start_broker(stdout: int | None = None, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    """Start the broker through sudo, with a pipe to its standard input; the others are this process's by default.
+
+    The broker gets a session of its own: a signal to this process group reaches it once,
+    through us, and if we are killed it sees the end of its input and takes the job down.
+
+    Raises:
+        ConfigError: there is no sudo.
+    """
+    try:
+        return subprocess.Popen(
+            broker_argv(), stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, start_new_session=True
+        )
+    except OSError as error:
+        raise ConfigError(f"can't start {SUDO}: {error.strerror}") from error
 
 
 def broker_argv(*options: str) -> list[str]:

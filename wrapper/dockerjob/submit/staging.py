@@ -13,11 +13,9 @@ import dataclasses
 import glob
 import os
 import shlex
-import subprocess
 from collections.abc import Iterator, Mapping
 
 from dockerjob_core.errors import (
-    ConfigError,
     DockerjobError,
     RequestError,
     StageInError,
@@ -28,7 +26,6 @@ from dockerjob_core.errors import (
 from ..request import CHECK, JobRequest
 from . import scratch
 from .cli import (
-    broker_argv,
     call_broker,
     check_refusal,
     describe_hosts,
@@ -36,6 +33,7 @@ from .cli import (
     request_from_environment,
     resolve_jobdir,
     say,
+    start_broker,
     terminal_of,
 )
 from .rsync import Signals, Transfer, copy
@@ -147,7 +145,8 @@ def run_and_bring_out(job: StagedJob, signals: Signals) -> int:
     """
     try:
         signals.check()
-        status = call_broker(job.request, proven=True)
+        # Whether sudo lets the user call the broker has been seen: a status like sudo's is COMMAND's.
+        status = call_broker(job.request)
     except DockerjobError as error:  # it was not even called
         leave(job, error.exit_status)
         raise
@@ -252,9 +251,7 @@ def find_results(jobdir: str, patterns: tuple[str, ...]) -> tuple[tuple[str, ...
         found = {pattern: [*_matches(jobdir, pattern, open_directories=False)] for pattern in patterns}
     except OSError as error:
         where = error.filename or jobdir
-        raise StageOutError(
-            f"STAGE_OUT failed: {where}: {error.strerror}; the results stay in {jobdir}"
-        ) from error
+        raise StageOutError(f"STAGE_OUT failed: {where}: {error.strerror}; {_stay(jobdir)}") from error
     paths = dict.fromkeys(path for matches in found.values() for path in matches)
     # All of an empty JOBDIR is nothing, and not missing.
     empty = "." if os.path.isdir(jobdir) else None
@@ -269,11 +266,11 @@ def _see_that_all_is_found(root: str, pattern: str) -> None:
     searched = pattern
     while searched:
         searched, last = os.path.split(searched)
-        if glob.has_magic(last):
-            for path in (
-                glob.iglob(os.path.join(searched, ""), root_dir=root, recursive=True) if searched else [""]
-            ):
-                os.scandir(os.path.join(root, path)).close()
+        if not glob.has_magic(last):
+            continue
+        inside = glob.iglob(f"{searched}/", root_dir=root, recursive=True) if searched else ("",)
+        for path in inside:
+            os.scandir(os.path.join(root, path)).close()
 
 
 def _matches(root: str, pattern: str, *, open_directories: bool) -> Iterator[str]:
@@ -333,12 +330,9 @@ def would_refuse(request: JobRequest) -> int:
     Raises:
         ConfigError: there is no sudo, or it refuses.
     """
-    argv = broker_argv()
-    try:
-        done = subprocess.run(argv, input=CHECK + request.to_json(), start_new_session=True, check=False)
-    except OSError as error:
-        raise ConfigError(f"can't start {argv[0]}: {error.strerror}") from error
-    return check_refusal(done.returncode)
+    with start_broker() as broker:
+        broker.communicate(CHECK + request.to_json())
+    return check_refusal(broker.returncode)
 
 
 def prepare_target(staging: Staging) -> None:
@@ -381,10 +375,6 @@ def bring_out(jobdir: str, staging: Staging, signals: Signals, *, complete: bool
     """
     names, missing = find_results(jobdir, staging.results)
     absent = f"nothing in JOBDIR matches {missing[0]}" if missing else ""
-    stay = (
-        f"the results stay in {jobdir}; 'hpc_submit_dockerjob --stage-out' with this JOBDIR and the same "
-        "STAGE_OUT brings them out"
-    )
     failed = ""
     try:
         if names:
@@ -392,12 +382,19 @@ def bring_out(jobdir: str, staging: Staging, signals: Signals, *, complete: bool
             transfer = Transfer("STAGE_OUT", jobdir, names, staging.target, keep_paths=True, follow=False)
             failed = copy(transfer, signals)
     except StoppedError:
-        say(f"STAGE_OUT is not complete: {stay}")
+        say(f"STAGE_OUT is not complete: {_stay(jobdir)}")
         raise
     if failed or (complete and absent):
-        raise StageOutError(f"STAGE_OUT failed: {failed or absent}; {stay}")
+        raise StageOutError(f"STAGE_OUT failed: {failed or absent}; {_stay(jobdir)}")
     if absent:
         say(f"STAGE_OUT: {absent}")
+
+
+def _stay(jobdir: str) -> str:
+    return (
+        f"the results stay in {jobdir}; 'hpc_submit_dockerjob --stage-out' with this JOBDIR and the same "
+        "STAGE_OUT brings them out"
+    )
 
 
 def leave(job: StagedJob, status: int) -> None:
